@@ -1,0 +1,110 @@
+"""The ``l4s-map`` command: verbs are imported when they run, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from l4s_geo import __version__
+from l4s_geo.errors import L4SError
+
+#: Verbs and what ``l4s-map --help`` says about them. Each is a module here with a click ``command``.
+VERBS = {
+    "map": "Map the landslides of a scene (the verb meant when none is given).",
+    "check": "Say what a scene is and what would go wrong in mapping it.",
+    "polygonize": "Make polygons again from a probability raster, with other thresholds.",
+    "evaluate": "Compare a result with reference data.",
+    "train": "Train a model on labelled scenes.",
+    "models": "List the bundled models, or show a model's card.",
+    "demo": "Make a small synthetic scene and map it.",
+}
+
+
+class UserError(click.ClickException):
+    """A mistake of the user's: one message on stderr, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Print the message without a traceback."""
+        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
+
+
+class VerbGroup(click.Group):
+    """Imports a verb's module only when that verb runs, and turns exceptions into exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All verbs, the most used first."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The verb's click command."""
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"l4s_geo.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put in ``map`` where the first argument is neither a verb nor an option of the group."""
+        own = {name for p in self.get_params(ctx) for name in p.opts}
+        if args and args[0] not in VERBS and args[0] not in own:
+            refuse_unknown_verb(ctx, args[0])
+            args = ["map", *args]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb: 2 for what the user can mend, 130 when interrupted, 1 with a traceback for a bug."""
+        try:
+            return super().invoke(ctx)
+        except L4SError as e:
+            raise UserError(str(e)) from e
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except Exception:
+            traceback.print_exc(file=sys.stderr)
+            click.echo(
+                f"This is a bug in l4s-map {__version__}. Please report it with these lines and the command.",
+                err=True,
+            )
+            raise click.exceptions.Exit(1) from None
+
+
+def refuse_unknown_verb(ctx: click.Context, word: str) -> None:
+    """Stop at a bare word that is no file: it is a mistyped verb rather than a scene.
+
+    Raises:
+        click.UsageError: With the verb that was probably meant.
+    """
+    if not word.replace("-", "").replace("_", "").isalpha() or word.startswith("-") or Path(word).exists():
+        return
+    close = difflib.get_close_matches(word, VERBS, n=1)
+    hint = f"Did you mean '{close[0]}'?" if close else f"Verbs are {', '.join(VERBS)}."
+    ctx.fail(f"'{word}' is neither a verb nor a file. {hint}")
+
+
+@click.group(
+    cls=VerbGroup,
+    subcommand_metavar="VERB [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`l4s-map VERB --help` explains a verb.",
+)
+@click.version_option(__version__, "--version", prog_name="l4s-map")
+def main() -> None:
+    """Landslide polygons from whole Sentinel-2 scenes.
+
+    `l4s-map scene.tif --out landslides.gpkg` is short for `l4s-map map scene.tif --out landslides.gpkg`.
+    """

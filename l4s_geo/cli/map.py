@@ -1,0 +1,95 @@
+"""``l4s-map map``: a scene to polygons."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from l4s_geo.cli.options import (
+    FILE,
+    Number,
+    emit,
+    polygon_options,
+    report_options,
+    reporting,
+    scene_options,
+)
+
+
+def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Accept ``auto``, ``cpu``, ``cuda`` and ``cuda:N``."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N.", ctx, param)
+    return value
+
+
+@click.command("map")
+@click.argument("scene")
+@click.option(
+    "--out",
+    type=FILE,
+    required=True,
+    help="Polygons: .gpkg (best in QGIS), .fgb, .geojson, .parquet or .shp.",
+)
+@scene_options
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME|DIR",
+    help="Bundled model or model directory; repeat it to average several. Default: the bundled ensemble.",
+)
+@click.option("--prob", type=FILE, help="Also write the probabilities, as a Cloud-Optimized GeoTIFF.")
+@click.option(
+    "--preset",
+    type=click.Choice(["balanced", "recall", "precision", "fast"]),
+    default="balanced",
+    show_default=True,
+    help="Miss fewer (recall), be surer (precision), or take less time (fast). Other options override it.",
+)
+@polygon_options
+@click.option("--overlap", type=Number(0, 0.9), help="Share of a patch's side that overlaps with the next.")
+@click.option("--tta/--no-tta", default=None, help="Average over flips and rotations of every patch.")
+@click.option("--crf/--no-crf", default=None, help="Refine outlines along the image's edges.")
+@click.option(
+    "--normalize",
+    default="scene",
+    show_default=True,
+    metavar="scene|model|FILE",
+    help="Band statistics: of this scene, of the model's training data, or from a file of `check --stats`.",
+)
+@click.option(
+    "--device",
+    callback=device_name,
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N",
+    help="Where the networks run.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Number format that the networks compute in.",
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Patches per step; less takes less memory.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@report_options
+def command(quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:
+    r"""Map the landslides of SCENE.
+
+    SCENE is a GeoTIFF, VRT or COG, a GDAL address (/vsicurl/..., s3://...), a folder of single-band
+    files, or an L4S .h5 patch. Digital numbers of Sentinel-2 are expected; see --units for others.
+
+    \b
+      l4s-map scene.tif --dem dem.tif --out landslides.gpkg
+      l4s-map S2A_folder/ --out landslides.geojson --preset recall
+    """
+    from l4s_geo.pipeline import MapOptions, map_scene
+
+    with reporting(quiet, verbose) as progress:
+        result = map_scene(MapOptions(**options), progress)
+    emit(result.summary, result.message, as_json)

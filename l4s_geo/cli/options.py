@@ -1,0 +1,136 @@
+"""Options that several verbs share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from l4s_geo.progress import Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Outputs: whether they can be written is for the library to say, with what to do about it.
+FILE = click.Path(path_type=Path)
+UNITS = click.Choice(["auto", "dn", "reflectance", "byte"])
+
+
+class Number(click.FloatRange):
+    """A number in a range; NaN and infinity are refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse and check."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return found
+
+
+SHARE = Number(0, 1)
+METRES = Number(0)
+
+
+def names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    """Split ``B4,B3,B2``."""
+    if value is None:
+        return None
+    found = tuple(part.strip() for part in value.split(","))
+    if not all(found):
+        raise click.BadParameter(f"{value!r} has an empty name; write them as B4,B3,B2.", ctx, param)
+    return found
+
+
+def scene_options(command: F) -> F:
+    """What says how a scene is to be read."""
+    for option in (
+        click.option(
+            "--units",
+            type=UNITS,
+            default="auto",
+            show_default=True,
+            help="Of the pixel values: Sentinel-2 digital numbers (dn), reflectance 0..1, or a byte rendering 0..255.",
+        ),
+        click.option(
+            "--bands",
+            callback=names,
+            metavar="B4,B3,B2",
+            help="Names of the scene's bands in file order, where the files do not say.",
+        ),
+        click.option("--slope", metavar="RASTER", help="Slope in degrees; derived from --dem if not given."),
+        click.option("--dem", metavar="RASTER", help="Elevation in metres, any grid and coordinate system."),
+    ):
+        command = option(command)
+    return command
+
+
+def polygon_options(command: F) -> F:
+    """What turns probabilities into polygons."""
+    for option in (
+        click.option(
+            "--simplify",
+            type=METRES,
+            default=0.0,
+            show_default=True,
+            metavar="METRES",
+            help="Straighten outlines by up to this much; shared borders stay shared.",
+        ),
+        click.option("--max-hole", type=METRES, metavar="M2", help="Close holes smaller than this."),
+        click.option("--min-area", type=METRES, metavar="M2", help="Leave out smaller landslides."),
+        click.option("--threshold", type=SHARE, help="Probability from which on a pixel is landslide."),
+    ):
+        command = option(command)
+    return command
+
+
+def report_options(command: F) -> F:
+    """What is printed while working and at the end."""
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Say more about what is done, on stderr."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress."),
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    ):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def reporting(quiet: bool, verbose: bool) -> Iterator[Progress]:
+    """Progress on stderr, ended whatever happens; what libraries say is shown only when ``verbose``."""
+    from l4s_geo.progress import make_progress
+
+    # GDAL's own errors repeat what the one message for the user says
+    level = logging.WARNING if verbose else logging.CRITICAL
+    logging.basicConfig(format="%(name)s: %(message)s", level=level)
+    logging.getLogger("l4s_geo").setLevel(logging.INFO if verbose else logging.WARNING)
+    logging.captureWarnings(True)
+    progress = make_progress(quiet)
+    try:
+        yield progress
+    finally:
+        progress.finish()
+        logging.captureWarnings(False)
+
+
+def plain(value: Any) -> Any:
+    """The value in JSON's types: NaN and infinity become null, paths and other objects text."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def emit(summary: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """Print the result: one JSON object for programs, or a text for people."""
+    click.echo(json.dumps(plain(summary)) if as_json else text)

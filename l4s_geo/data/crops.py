@@ -1,0 +1,249 @@
+"""Labelled scenes as a source of training crops: whole regions in, random windows out."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from l4s_geo.data.synthetic import NEGATIVE_THEMES, make_scene
+from l4s_geo.errors import InputError
+from l4s_geo.normalize import Compression, Normalizer, RobustStats
+from l4s_geo.scene import Grid, open_scene
+
+#: Truth value of a pixel whose class is not known.
+UNKNOWN = 255
+
+#: Rows read at once.
+STRIP = 512
+
+
+@dataclass(frozen=True)
+class Area:
+    """One region, held in memory for random access.
+
+    Attributes:
+        name: For the log.
+        image: (C, h, w) uint16 digital numbers, 0 where not valid.
+        truth: (h, w) uint8: 0 background, 1 landslide, 255 unknown or not valid.
+        valid: (h, w) bool.
+        normalizer: Statistics of this region (of its valid pixels outside of the holdouts).
+    """
+
+    name: str
+    image: NDArray[np.uint16]
+    truth: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+    normalizer: Normalizer
+
+    @property
+    def labelled(self) -> int:
+        """Pixels of known class."""
+        return int((self.truth != UNKNOWN).sum())
+
+    def rows(self, start: int, stop: int) -> Area:
+        """A block of rows with the statistics of the whole region."""
+        part = np.s_[start:stop]
+        return Area(
+            f"{self.name}:{start}-{stop}",
+            self.image[:, part],
+            self.truth[part],
+            self.valid[part],
+            self.normalizer,
+        )
+
+    def without_rows(self, holdouts: Sequence[tuple[int, int]], compression: Compression) -> Area:
+        """Blank out blocks of rows (not valid, unknown) and take the statistics from what is left."""
+        image, truth, valid = self.image.copy(), self.truth.copy(), self.valid.copy()
+        for start, stop in holdouts:
+            image[:, start:stop], truth[start:stop], valid[start:stop] = 0, UNKNOWN, False
+        return make_area(self.name, self.normalizer.bands, image, truth, valid, compression)
+
+    def standardized_rows(self, row: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """What ``l4s_geo.inference.predict`` reads: standardized rows and their valid mask."""
+        part = np.s_[row : row + rows]
+        valid = self.valid[part]
+        return self.normalizer(self.image[:, part].astype(np.float32), valid), valid
+
+
+def make_area(
+    name: str,
+    bands: Sequence[str],
+    image: NDArray[np.uint16],
+    truth: NDArray[np.uint8],
+    valid: NDArray[np.bool_],
+    compression: Compression,
+) -> Area:
+    """Put arrays together with the robust statistics of their valid pixels."""
+    stats = RobustStats(bands)
+    for row in range(0, image.shape[1], STRIP):
+        part = np.s_[row : row + STRIP]
+        stats.update(image[:, part].astype(np.float32), valid[part])
+    return Area(name, image, truth, valid, stats.normalizer(compression, name))
+
+
+def load_area(
+    path: str,
+    bands: Sequence[str],
+    *,
+    compression: Compression,
+    resolution: float,
+    labels: bool = True,
+    units: str = "auto",
+) -> Area:
+    """Read a labelled scene: a folder with ``rgb.tif`` (or ``image.tif``) and ``labels.tif``.
+
+    With ``labels=False``, ``path`` is any scene that is known to hold no landslide: all of it is background.
+
+    Raises:
+        InputError: The scene or its labels cannot be used.
+    """
+    scene_path, truth_path = _labelled_paths(Path(path)) if labels else (path, None)
+    with open_scene(scene_path, resolution=resolution, units=units) as scene:
+        h, w = scene.grid.shape
+        image = np.zeros((len(bands), h, w), np.uint16)
+        valid = np.zeros((h, w), bool)
+        for row in range(0, h, STRIP):
+            window = Window(0, row, w, min(STRIP, h - row))
+            x, seen = scene.read(window, bands)
+            part = np.s_[row : row + STRIP]
+            image[:, part] = np.clip(np.rint(x), 0, 65535)
+            valid[part] = seen
+        truth = np.zeros((h, w), np.uint8) if truth_path is None else _read_truth(truth_path, scene.grid)
+        name = Path(path).name if labels else scene.name
+    truth[~valid] = UNKNOWN
+    return make_area(name, bands, image, truth, valid, compression)
+
+
+def _labelled_paths(folder: Path) -> tuple[Path, Path]:
+    truth = folder / "labels.tif"
+    images = [p for p in (folder / "rgb.tif", folder / "image.tif") if p.is_file()]
+    if not truth.is_file() or not images:
+        raise InputError(
+            f"{folder} is not a labelled scene: it needs rgb.tif (or image.tif) and labels.tif "
+            "(0 background, 1 landslide, 255 unknown)."
+        )
+    return images[0], truth
+
+
+def _read_truth(path: Path, grid: Grid) -> NDArray[np.uint8]:
+    with (
+        rasterio.open(path) as src,
+        WarpedVRT(
+            src,
+            crs=grid.crs,
+            transform=grid.transform,
+            width=grid.width,
+            height=grid.height,
+            resampling=Resampling.nearest,
+            nodata=UNKNOWN,
+        ) as vrt,
+    ):
+        found: NDArray[np.uint8] = vrt.read(1)
+    return found
+
+
+def synthetic_negatives(
+    count: int, size: int, bands: Sequence[str], compression: Compression, seed: int
+) -> Iterator[Area]:
+    """Synthetic scenes without landslides (towns, fields, water, snow, cloud ...), one theme after another."""
+    for i in range(count):
+        theme = NEGATIVE_THEMES[i % len(NEGATIVE_THEMES)]
+        scene = make_scene(size, size, seed + i, landslides=False, theme=theme)
+        at = [scene.bands.index(b) for b in bands]
+        image = np.clip(np.rint(scene.image[at]), 0, 65535).astype(np.uint16)
+        truth = np.where(scene.valid, 0, UNKNOWN).astype(np.uint8)
+        yield make_area(f"synthetic-{theme}-{i}", bands, image, truth, scene.valid, compression)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square window: standardized but not yet compressed image (C, n, n), truth and valid (n, n)."""
+
+    image: NDArray[np.float32]
+    truth: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+
+
+class CropSampler:
+    """Draws windows around labelled pixels, regions mixed by the square root of their labelled area.
+
+    The square root lies between one vote a pixel (the largest region would drown the others) and one vote a region
+    (the smallest would be learnt by heart).
+
+    Args:
+        areas: Labelled regions.
+        negatives: Regions without landslides.
+        negative_share: Share of crops drawn from the negatives.
+        size: Side of a crop in pixels; larger than the patch, to leave room for turning and scaling.
+    """
+
+    def __init__(self, areas: Sequence[Area], negatives: Sequence[Area], negative_share: float, size: int) -> None:
+        self.areas = [*areas, *negatives]
+        self.size = size
+        share = negative_share if negatives else 0.0
+        self.weights = np.concatenate([_root_weights(areas) * (1 - share), _root_weights(negatives) * share])
+        self._cells = [_labelled_cells(a.truth) for a in self.areas]
+
+    def draw(self, rng: np.random.Generator) -> Crop:
+        """One crop; equal generators give equal crops."""
+        i = int(rng.choice(len(self.areas), p=self.weights))
+        row, column = self._cells[i][rng.integers(len(self._cells[i]))] + rng.integers(0, CELL, 2)
+        return cut(self.areas[i], int(row) - self.size // 2, int(column) - self.size // 2, self.size)
+
+
+#: Side of the cells by which labelled places are found, in pixels.
+CELL = 32
+
+
+def _labelled_cells(truth: NDArray[np.uint8]) -> NDArray[np.int64]:
+    h, w = (n // CELL * CELL for n in truth.shape)
+    if not h or not w:
+        return np.zeros((1, 2), np.int64)
+    known = (truth[:h, :w] != UNKNOWN).reshape(h // CELL, CELL, w // CELL, CELL).any(axis=(1, 3))
+    found: NDArray[np.int64] = np.argwhere(known) * CELL
+    return found
+
+
+def _root_weights(areas: Sequence[Area]) -> NDArray[np.float64]:
+    roots = np.sqrt([a.labelled for a in areas])
+    total = roots.sum()
+    return roots / total if total else roots
+
+
+def cut(area: Area, row: int, column: int, size: int) -> Crop:
+    """A window that may hang over the border; what lies outside is not valid and unknown."""
+    h, w = area.truth.shape
+    r0, c0, r1, c1 = max(row, 0), max(column, 0), min(row + size, h), min(column + size, w)
+    image = np.zeros((len(area.image), size, size), np.float32)
+    truth = np.full((size, size), UNKNOWN, np.uint8)
+    valid = np.zeros((size, size), bool)
+    if r0 < r1 and c0 < c1:
+        inner = np.s_[r0 - row : r1 - row, c0 - column : c1 - column]
+        seen = area.valid[r0:r1, c0:c1]
+        linear = Normalizer(area.normalizer.bands, area.normalizer.center, area.normalizer.scale)
+        image[:, *inner] = linear(area.image[:, r0:r1, c0:c1].astype(np.float32), seen)
+        truth[inner], valid[inner] = area.truth[r0:r1, c0:c1], seen
+    return Crop(image, truth, valid)
+
+
+def seed_of(*parts: object) -> int:
+    """A stable 32-bit seed from any values (``hash`` differs between runs)."""
+    return zlib.crc32(repr(parts).encode())
+
+
+def crops_of_step(sampler: CropSampler, step: int, count: int, seed: int) -> list[Crop]:
+    """The crops of a training step: a pure function of ``seed`` and ``step``.
+
+    A resumed run therefore sees the batches that an uninterrupted one would have seen.
+    """
+    rng = np.random.default_rng(seed_of(seed, step))
+    return [sampler.draw(rng) for _ in range(count)]

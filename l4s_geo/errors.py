@@ -1,0 +1,22 @@
+"""Errors a user can act on. Each message says what is wrong, where, and what to do.
+
+Library code raises these; only ``l4s_geo.cli`` turns them into exit codes.
+"""
+
+from __future__ import annotations
+
+
+class L4SError(Exception):
+    """Base of everything that a user's input or options can cause (exit code 2)."""
+
+
+class InputError(L4SError):
+    """A raster, vector or option that cannot be used as given."""
+
+
+class ModelError(L4SError):
+    """A model that is unknown, damaged, or does not fit the scene."""
+
+
+class OutputError(L4SError):
+    """An output that cannot be written; whatever was there before is untouched."""

@@ -1,0 +1,106 @@
+"""A model card: everything that prediction needs to know about a model, as data.
+
+A model is a directory with ``card.json`` and one ``*.safetensors`` file per member network. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from l4s_geo.errors import ModelError
+
+CARD = "card.json"
+
+
+@dataclass(frozen=True)
+class Network:
+    """One member network: an architecture of the zoo and its weights.
+
+    Attributes:
+        name: Unique inside the model.
+        architecture: Name known to ``l4s_geo.models.zoo``.
+        args: Arguments of that architecture.
+        weights: File name beside the card.
+        sha256: Of the weights file.
+    """
+
+    name: str
+    architecture: str
+    args: dict[str, Any]
+    weights: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What ``card.json`` says.
+
+    Attributes:
+        name: Model name, as ``--model`` takes it.
+        version: Of the model, not of the package.
+        licence: SPDX identifier.
+        networks: Members of the ensemble; their probabilities are averaged.
+        bands: Input bands, in order.
+        input_units: ``dn`` (Sentinel-2 digital numbers), degrees and metres for slope and DEM.
+        compression: Of the normalizer (``asinh`` or ``none``); its statistics come from each scene.
+        statistics: Statistics of the training data (``Normalizer.to_dict``), for ``--normalize model``.
+        resolution_m: Ground size of a pixel that it was trained on.
+        scale: Patches are resized by this before the networks see them.
+        thresholds: Probability at or above which a pixel is landslide: ``balanced`` (best F1), ``recall`` (best F2)
+            and ``precision`` (best F0.5), tuned on ``threshold_split``.
+        threshold_split: What the thresholds were tuned on.
+        crf: Parameters of the dense CRF and whether it is on by default.
+        training: Data, holdouts, settings.
+        metrics: Measured figures; each names its split.
+    """
+
+    name: str
+    version: str
+    licence: str
+    networks: tuple[Network, ...]
+    bands: tuple[str, ...]
+    input_units: str
+    compression: Literal["none", "asinh"]
+    statistics: dict[str, Any]
+    resolution_m: float
+    scale: float
+    thresholds: dict[str, float]
+    threshold_split: str
+    crf: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+    def save(self, folder: Path) -> None:
+        """Write ``card.json`` into a model directory."""
+        (folder / CARD).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Card:
+        """Read the card of a model directory.
+
+        Raises:
+            ModelError: There is no card, or it lacks a field.
+        """
+        path = folder / CARD
+        try:
+            values = json.loads(path.read_text())
+            networks = tuple(Network(**n) for n in values.pop("networks"))
+            return cls(**{**values, "networks": networks, "bands": tuple(values["bands"])})
+        except OSError as e:
+            raise ModelError(f"No model in {folder}: {path.name} cannot be read ({e.strerror}).") from e
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as e:
+            raise ModelError(f"{path} is not a model card of this version: {e}.") from e
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

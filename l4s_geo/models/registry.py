@@ -1,0 +1,98 @@
+"""Finding models (bundled or in a folder), checking and loading their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from l4s_geo.errors import ModelError
+from l4s_geo.models.card import CARD, Card, Network, sha256
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+BUNDLED = Path(__file__).parent / "bundled"
+
+#: Mapped with when no ``--model`` is given.
+DEFAULT = "l4s-rgb"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A card and the directory that it lies in."""
+
+    card: Card
+    folder: Path
+
+
+def bundled_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(p.parent.name for p in BUNDLED.glob(f"*/{CARD}"))
+
+
+def find(name: str) -> Model:
+    """A bundled model by name, or a model directory by path.
+
+    Raises:
+        ModelError: Neither; the message lists what there is.
+    """
+    folder = BUNDLED / name
+    if not (folder / CARD).is_file():
+        folder = Path(name)
+    if not (folder / CARD).is_file():
+        raise ModelError(
+            f"Unknown model {name!r}: bundled are {', '.join(bundled_names()) or 'none'}; "
+            f"anything else must be a folder with a {CARD}."
+        )
+    return Model(Card.load(folder), folder)
+
+
+def load_card(name: str) -> Card:
+    """The card of a bundled model or of a model directory."""
+    return find(name).card
+
+
+def list_models() -> list[Card]:
+    """Cards of the bundled models."""
+    return [load_card(name) for name in bundled_names()]
+
+
+def load_network(model: Model, network: Network) -> nn.Module:
+    """Build a member network, check its weights against the card and load them (float32, evaluation mode).
+
+    Raises:
+        ModelError: Weights missing, damaged, or not of this architecture.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from l4s_geo.models.zoo import build
+
+    path = model.folder / network.weights
+    if not path.is_file():
+        raise ModelError(f"Model {model.card.name}: weights {path} are missing. Install or export the model again.")
+    if sha256(path) != network.sha256:
+        raise ModelError(f"Model {model.card.name}: {path} does not match the checksum in {CARD}; it is damaged.")
+    net = build(network.architecture, network.args, len(model.card.bands))
+    try:
+        net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    except (SafetensorError, RuntimeError) as e:
+        raise ModelError(f"Model {model.card.name}: {path} does not hold {network.architecture} weights: {e}.") from e
+    return net.eval()
+
+
+def save_network(
+    net: nn.Module, folder: Path, name: str, architecture: str, args: dict[str, object], half: bool = True
+) -> Network:
+    """Write a network's weights (float16 unless ``half`` is off) and describe them for the card."""
+    from safetensors.torch import save_file
+
+    state: dict[str, torch.Tensor] = {
+        k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
+        for k, v in net.state_dict().items()
+    }
+    path = folder / f"{name}.safetensors"
+    save_file(state, path)
+    return Network(name, architecture, dict(args), path.name, sha256(path))

@@ -1,0 +1,230 @@
+"""Per-band standardization with the statistics of the domain (region) an image comes from.
+
+Standardizing every region with its own statistics is what the winners of Landslide4Sense call separated
+normalization (Ghorbanzadeh et al. 2022, IEEE JSTARS 15, doi:10.1109/JSTARS.2022.3220845). Here the statistics
+are quantiles, so that clouds, snow, borders and the landslides themselves hardly move them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l4s_geo.errors import InputError
+
+Compression = Literal["none", "asinh"]
+
+#: Histogram of the streaming statistics: one bin per digital number covers uint16 without loss.
+BINS = 1 << 16
+
+#: Order and values of the Landslide4Sense data set (``img_mean`` of its published notebooks).
+_L4S_BANDS = (
+    "B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B9", "B10", "B11", "B12", "slope", "dem",
+)  # fmt: skip
+_L4S_IMG_MEAN = (
+    1111.81236406, 824.63171476, 663.41636217, 445.17289745, 645.8582926, 1547.73508126, 1960.44401001,
+    1941.32229668, 674.07572865, 9.04787384, 1113.98338755, 519.90397929, 20.29228266, 772.83144788,
+)  # fmt: skip
+_BASELINE_MEAN = (
+    -0.4914, -0.3074, -0.1277, -0.0625, 0.0439, 0.0803, 0.0644,
+    0.0802, 0.3000, 0.4082, 0.0823, 0.0516, 0.3338, 0.7819,
+)  # fmt: skip
+_BASELINE_STD = (
+    0.9325, 0.8775, 0.8860, 0.8869, 0.8857, 0.8418, 0.8354,
+    0.8491, 0.9061, 1.6072, 0.8848, 0.9232, 0.9018, 1.2913,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """``z = compress((x - center) / scale)`` per band; what is not valid becomes 0.
+
+    Attributes:
+        bands: Band names, in the order of the arrays it is applied to.
+        center: Per band, in the input's units (digital numbers, degrees, metres).
+        scale: Per band, positive, in the input's units.
+        compression: ``asinh`` keeps clouds and fresh scars from dominating a convolution, ``none`` is linear.
+        source: Where the numbers come from, for the record.
+        pixels: Valid pixels they were estimated from (0: fixed numbers).
+    """
+
+    bands: tuple[str, ...]
+    center: tuple[float, ...]
+    scale: tuple[float, ...]
+    compression: Compression = "none"
+    source: str = ""
+    pixels: int = 0
+
+    def __call__(self, x: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Normalize an image.
+
+        Args:
+            x: (C, h, w) in the input's units.
+            valid: (h, w), True where the scene was seen.
+
+        Returns:
+            (C, h, w) float32, 0 where not valid.
+        """
+        center = np.asarray(self.center, np.float32)[:, None, None]
+        factor = (1.0 / np.asarray(self.scale, np.float32))[:, None, None]
+        z: NDArray[np.float32] = (x - center) * factor
+        if self.compression == "asinh":
+            np.arcsinh(z, out=z)
+        z *= valid
+        return z
+
+    def select(self, bands: Sequence[str]) -> Normalizer:
+        """The same normalizer for some of its bands, in the order asked for.
+
+        Raises:
+            InputError: A band has no statistics.
+        """
+        missing = [b for b in bands if b not in self.bands]
+        if missing:
+            raise InputError(
+                f"The statistics ({self.source or 'given'}) cover {', '.join(self.bands)} but not "
+                f"{', '.join(missing)}. Fit them on a scene that has these bands."
+            )
+        at = [self.bands.index(b) for b in bands]
+        return replace(
+            self,
+            bands=tuple(bands),
+            center=tuple(self.center[i] for i in at),
+            scale=tuple(self.scale[i] for i in at),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Normalizer:
+        """From what ``to_dict`` gave.
+
+        Raises:
+            InputError: A field is missing or the numbers make no sense.
+        """
+        try:
+            found = cls(
+                bands=tuple(str(b) for b in values["bands"]),
+                center=tuple(float(v) for v in values["center"]),
+                scale=tuple(float(v) for v in values["scale"]),
+                compression=values.get("compression", "none"),
+                source=str(values.get("source", "")),
+                pixels=int(values.get("pixels", 0)),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise InputError(f"Not a set of band statistics: {e!r}. Write one with `l4s-map check --stats`.") from e
+        sizes = {len(found.bands), len(found.center), len(found.scale)}
+        if len(sizes) != 1 or not all(s > 0 for s in found.scale) or found.compression not in ("none", "asinh"):
+            raise InputError("Band statistics need one centre and one positive scale for every band.")
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Normalizer:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: The file is missing or is not such a JSON.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
+            raise InputError(f"Cannot read band statistics from {path}: {e}.") from e
+
+
+def l4s_contract() -> Normalizer:
+    """What the published h5 patches hold: ``raw / img_mean`` for 14 bands."""
+    return Normalizer(_L4S_BANDS, (0.0,) * 14, _L4S_IMG_MEAN, source="l4s")
+
+
+def l4s_baseline() -> Normalizer:
+    """The organisers' baseline: ``(raw / img_mean - mean) / std`` (Landslide-Competition repository, dataset code)."""
+    center = tuple(m * i for m, i in zip(_BASELINE_MEAN, _L4S_IMG_MEAN, strict=True))
+    scale = tuple(s * i for s, i in zip(_BASELINE_STD, _L4S_IMG_MEAN, strict=True))
+    return Normalizer(_L4S_BANDS, center, scale, source="l4s-baseline")
+
+
+#: Normalizers with fixed numbers, by name.
+NAMED = {"l4s": l4s_contract, "l4s-baseline": l4s_baseline}
+
+
+class RobustStats:
+    """Streaming quantiles per band, by histogram: memory does not depend on how many pixels pass.
+
+    Values are counted in bins of one unit between ``low`` and ``low + 65536`` (digital numbers, metres and
+    degrees all fit; quantiles are interpolated inside a bin), values beyond are counted in the outer bins.
+    """
+
+    def __init__(self, bands: Sequence[str], low: int = -1024) -> None:
+        self.bands = tuple(bands)
+        self.low = low
+        self.counts = np.zeros((len(self.bands), BINS), np.int64)
+
+    def update(self, x: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+        """Count the valid pixels of ``x`` (C, h, w)."""
+        for band, counts in zip(x, self.counts, strict=True):
+            index = np.clip(np.floor(band[valid]).astype(np.int64) - self.low, 0, BINS - 1)
+            counts += np.bincount(index, minlength=BINS)
+
+    @property
+    def pixels(self) -> int:
+        """Valid pixels counted so far."""
+        return int(self.counts[0].sum()) if len(self.bands) else 0
+
+    def quantile(self, q: float) -> NDArray[np.float64]:
+        """The ``q`` quantile of every band, (C,), linear inside a bin; NaN before any pixel was counted."""
+        if not self.pixels:
+            return np.full(len(self.bands), np.nan)
+        cumulated = np.cumsum(self.counts, axis=1)
+        rank = q * cumulated[:, -1]
+        at = np.array([np.searchsorted(c, r) for c, r in zip(cumulated, rank, strict=True)])
+        at = np.minimum(at, BINS - 1)
+        rows = np.arange(len(self.bands))
+        inside = self.counts[rows, at]
+        below = cumulated[rows, at] - inside
+        share = np.divide(rank - below, inside, out=np.zeros(len(rows)), where=inside > 0)
+        found: NDArray[np.float64] = at + self.low + share
+        return found
+
+    def normalizer(self, compression: Compression = "asinh", source: str = "") -> Normalizer:
+        """Centre = median, scale = half the 16..84 % range (one sigma of a normal distribution).
+
+        Raises:
+            InputError: No valid pixel was counted.
+        """
+        if not self.pixels:
+            raise InputError(f"No valid pixel to take statistics from ({source or 'scene'}); check nodata and masks.")
+        low, mid, high = (self.quantile(q) for q in (0.16, 0.5, 0.84))
+        scale = np.maximum((high - low) / 2, 1.0)
+        return Normalizer(
+            self.bands,
+            tuple(round(float(v), 3) for v in mid),
+            tuple(round(float(v), 3) for v in scale),
+            compression,
+            source,
+            self.pixels,
+        )
+
+
+def fit(
+    blocks: Iterable[tuple[NDArray[np.float32], NDArray[np.bool_]]],
+    bands: Sequence[str],
+    compression: Compression = "asinh",
+    source: str = "",
+) -> Normalizer:
+    """Robust normalizer of a stream of ``(image (C, h, w), valid (h, w))`` blocks."""
+    stats = RobustStats(bands)
+    for x, valid in blocks:
+        stats.update(x, valid)
+    return stats.normalizer(compression, source)

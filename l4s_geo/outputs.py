@@ -1,0 +1,291 @@
+"""Files out. Everything is written beside and then renamed: an output is whole or as it was before."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pyogrio
+import rasterio
+import rasterio.shutil
+from affine import Affine
+from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
+from pyproj.exceptions import ProjError
+from rasterio._err import CPLE_BaseError
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from l4s_geo.errors import OutputError
+from l4s_geo.qgis import write_styles
+
+#: Vector formats by extension; None is written without GDAL.
+VECTOR_DRIVERS: Mapping[str, str | None] = {
+    ".gpkg": "GPKG",
+    ".fgb": "FlatGeobuf",
+    ".geojson": "GeoJSON",
+    ".parquet": None,
+    ".shp": "ESRI Shapefile",
+}
+RASTER_EXTENSIONS = (".tif", ".tiff")
+
+#: What other programs leave beside a file and what would be wrong beside a new one, added to the name.
+SIDECARS = ("-wal", "-shm", "-journal", ".aux.xml", ".ovr", ".msk", ".xml")
+#: The same in place of the extension.
+SHAPEFILE_PARTS = (".shx", ".dbf", ".prj", ".cpg", ".qix", ".sbn", ".sbx", ".qmd")
+
+#: What the libraries raise where writing fails; rasterio lets errors of GDAL through that it keeps private.
+FAILURES = (
+    OSError,
+    RasterioError,
+    CPLE_BaseError,
+    DataSourceError,
+    DataLayerError,
+    FeatureError,
+    ProjError,
+    sqlite3.Error,
+)
+
+
+def check_output(path: Path, extensions: Sequence[str] = tuple(VECTOR_DRIVERS), *, crs: CRS | None = None) -> None:
+    """Check before any work that an output can be written.
+
+    Args:
+        path: Of the output.
+        extensions: Which are allowed.
+        crs: That it will be written in, if known by now.
+
+    Raises:
+        OutputError: The extension is not among them, the folder is missing or not writable, a folder or a
+            protected file has the name, or the format needs a place on Earth and the scene has none.
+    """
+    extension, folder = path.suffix.lower(), path.absolute().parent
+    if extension not in extensions:
+        raise OutputError(
+            f"{path}: no format for {extension or 'a name without extension'!r}. Use one of {' '.join(extensions)}."
+        )
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder. Give the name of a file in it.")
+    if not folder.is_dir():
+        raise OutputError(f"{path}: there is no folder {folder}. Create it first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: the folder {folder} is not writable. Choose another one.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise OutputError(f"{path} exists and is protected. Choose another name.")
+    if extension == ".geojson" and crs is not None and not (crs.is_geographic or crs.is_projected):
+        raise OutputError(f"{path}: GeoJSON needs a place on Earth, and the scene has none. Use .gpkg.")
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A place to write an output, put in place of ``path`` at the end.
+
+    It is the file of the same name in a temporary folder beside. What is written beside it (the parts of a
+    shapefile) moves along, the file itself last. After any failure nothing has changed.
+
+    Args:
+        path: Where the output goes.
+
+    Yields:
+        Where to write it.
+
+    Raises:
+        OutputError: The folder is missing or not writable.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.absolute().parent))
+    except OSError as e:
+        raise OutputError(
+            f"{path} cannot be written: {e.strerror}. Check that its folder exists and is writable."
+        ) from e
+    try:
+        yield folder / path.name
+        try:
+            _replace(path, folder)
+        except OSError as e:
+            raise OutputError(
+                f"{path} cannot be replaced: {e.strerror}. Close it in other programs or choose another name."
+            ) from e
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _replace(path: Path, folder: Path) -> None:
+    """Move what was written into place and remove what belonged to the file before."""
+    parts = sorted(folder.iterdir(), key=lambda part: part.name == path.name)
+    stale = {path.with_name(path.name + end) for end in SIDECARS}
+    if path.suffix.lower() == ".shp":
+        stale |= {path.with_suffix(end) for end in SHAPEFILE_PARTS}
+    for sidecar in stale - {path.with_name(part.name) for part in parts}:
+        sidecar.unlink(missing_ok=True)
+    for part in parts:
+        part.replace(path.with_name(part.name))
+
+
+@contextmanager
+def _failing_as(path: Path) -> Iterator[None]:
+    """Say which output could not be written where a library fails."""
+    try:
+        yield
+    except FAILURES as e:
+        raise OutputError(f"{path} cannot be written: {e}. Check the space left and the permissions.") from e
+
+
+def write_vector(path: Path, landslides: gpd.GeoDataFrame, not_seen: gpd.GeoDataFrame | None = None) -> None:
+    """Write polygons in the format of the extension.
+
+    Args:
+        path: ``.gpkg`` (layers ``landslides`` and ``not_seen``, styled in QGIS), ``.fgb``, ``.geojson``
+            (EPSG:4326, RFC 7946), ``.parquet`` (GeoParquet) or ``.shp`` (field names cut to 10 characters).
+        landslides: One row per landslide; an empty one gives a layer with all its fields.
+        not_seen: What was not seen; only a GeoPackage holds it.
+
+    Raises:
+        OutputError: As ``check_output``, or the disk is full. What was there before is untouched.
+    """
+    check_output(path, crs=None if landslides.crs is None else CRS.from_wkt(landslides.crs.to_wkt()))
+    driver = VECTOR_DRIVERS[path.suffix.lower()]
+    with atomic(path) as temporary, _failing_as(path):
+        if driver is None:
+            landslides.to_parquet(temporary, compression="zstd", index=False)
+        elif driver == "GPKG":
+            layers = {"landslides": landslides} | ({} if not_seen is None else {"not_seen": not_seen})
+            for name, layer in layers.items():
+                _write_layer(temporary, driver, name, layer)
+            write_styles(temporary, tuple(layers))
+        elif driver == "GeoJSON":
+            _write_layer(temporary, driver, "landslides", landslides.to_crs(4326), RFC7946="YES")
+        elif driver == "ESRI Shapefile":
+            short = landslides.rename(columns={c: c[:10] for c in landslides.columns.drop("geometry")})
+            _write_layer(temporary, driver, path.stem, short)
+        else:
+            _write_layer(temporary, driver, "landslides", landslides)
+
+
+def _write_layer(path: Path, driver: str, name: str, layer: gpd.GeoDataFrame, **options: str) -> None:
+    pyogrio.write_dataframe(
+        layer,
+        path,
+        driver=driver,
+        layer=name,
+        geometry_type="Polygon" if driver == "ESRI Shapefile" else "MultiPolygon",
+        promote_to_multi=True,
+        **options,
+    )
+
+
+@contextmanager
+def strip_raster(
+    path: Path, *, width: int, height: int, bands: Sequence[str], transform: Affine, crs: CRS
+) -> Iterator[Callable[[int, NDArray[np.float32]], None]]:
+    """Open a plain float32 GeoTIFF that strips are written into, NaN where nothing was seen.
+
+    It passes a scene from stage to stage: fast to write and to read by rows. ``write_cog`` makes the file for
+    users of it.
+
+    Args:
+        path: Of the raster; it is written in place, so choose a temporary one.
+        width: Columns.
+        height: Rows.
+        bands: Description of each band.
+        transform: From (column, row) to coordinates.
+        crs: Of the coordinates.
+
+    Yields:
+        ``write(row, strip)``: strip is (bands, h, width) float32.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with _failing_as(path):
+        raster = rasterio.open(
+            path,
+            "w",
+            driver="GTiff",
+            width=width,
+            height=height,
+            count=len(bands),
+            dtype="float32",
+            nodata=math.nan,
+            transform=transform,
+            crs=crs,
+            BIGTIFF="IF_SAFER",
+        )
+        raster.descriptions = tuple(bands)
+
+    def write(row: int, strip: NDArray[np.float32]) -> None:
+        with _failing_as(path):
+            raster.write(strip, window=Window(0, row, width, strip.shape[1]))
+
+    try:
+        yield write
+    finally:
+        with _failing_as(path):
+            raster.close()
+
+
+def write_cog(source: Path, path: Path, tags: Mapping[str, str]) -> None:
+    """Make a Cloud-Optimized GeoTIFF with overviews.
+
+    Args:
+        source: A finished ``strip_raster``; it gets the tags too.
+        path: Of the output, ``.tif`` or ``.tiff``.
+        tags: Metadata of the file, such as the provenance.
+
+    Raises:
+        OutputError: It cannot be written. What was there before is untouched.
+    """
+    check_output(path, RASTER_EXTENSIONS)
+    with atomic(path) as temporary, _failing_as(path):
+        # Before the copy: tags added later would break the order of a COG
+        with rasterio.open(source, "r+") as raster:
+            raster.update_tags(**tags)
+        rasterio.shutil.copy(
+            source,
+            temporary,
+            driver="COG",
+            COMPRESS="DEFLATE",
+            PREDICTOR="YES",
+            OVERVIEW_RESAMPLING="AVERAGE",
+            BIGTIFF="IF_SAFER",
+            NUM_THREADS="ALL_CPUS",
+        )
+
+
+def write_provenance(path: Path, record: Mapping[str, Any]) -> None:
+    """Write how an output came about as JSON.
+
+    Args:
+        path: Of the JSON file.
+        record: Nested mappings, lists, numbers (also numpy's), text and paths; NaN and infinity become null.
+
+    Raises:
+        OutputError: It cannot be written. What was there before is untouched.
+    """
+    text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as temporary, _failing_as(path):
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's types."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

@@ -1,0 +1,156 @@
+"""Polygons again from a probability raster, with other thresholds and without any network."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import RasterioError
+from rasterio.windows import Window
+
+from l4s_geo.errors import InputError
+from l4s_geo.progress import Progress
+from l4s_geo.raster import row_windows
+from l4s_geo.results import (
+    LAYERS,
+    Clock,
+    MapResult,
+    check_outputs,
+    file_size,
+    limited_cache,
+    vectorize,
+    versions,
+    write_all,
+)
+from l4s_geo.scene import Grid, open_terrain
+from l4s_geo.settings import PRESETS
+
+
+@dataclass(frozen=True)
+class PolygonizeOptions:
+    """What ``polygonize`` takes; fields as in ``MapOptions``. Without a threshold the raster's own one is used."""
+
+    prob: Path
+    out: Path
+    threshold: float | None = None
+    min_area: float | None = None
+    max_hole: float | None = None
+    simplify: float = 0.0
+    dem: str | None = None
+    slope: str | None = None
+    overwrite: bool = False
+
+
+class ProbabilityRaster:
+    """A probability raster that ``map --prob`` wrote, or any single-band one with values from 0 to 1.
+
+    Args:
+        path: Of the raster.
+
+    Raises:
+        InputError: It is no such raster.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = rasterio.open(path)
+        except RasterioError as e:
+            raise InputError(f"{path} cannot be read as a raster: {e}. Give one that `l4s-map --prob` wrote.") from e
+        f = self._file
+        if f.descriptions[: len(LAYERS)] != LAYERS and f.count != 1:
+            bands = ", ".join(str(d) for d in f.descriptions)
+            f.close()
+            raise InputError(f"{path} has the bands {bands}, not {', '.join(LAYERS)}: it is no probability raster.")
+        if f.crs is None or np.dtype(f.dtypes[0]).kind != "f":
+            f.close()
+            raise InputError(f"{path} is no probability raster: it needs a CRS and floating-point values from 0 to 1.")
+        self.grid = Grid(f.crs, f.transform, f.width, f.height)
+        self.tags: dict[str, str] = f.tags()
+
+    def read(self, window: Window, layer: str) -> NDArray[np.float32]:
+        """One layer (h, w), NaN where not seen; a single-band raster has no agreement and uncertainty (NaN)."""
+        index = LAYERS.index(layer) + 1
+        if index > self._file.count:
+            return np.full((int(window.height), int(window.width)), np.nan, np.float32)
+        try:
+            read = self._file.read(index, window=window, masked=True)
+        except RasterioError as e:
+            raise InputError(f"{self.path} is damaged: {e}. Make it again with `l4s-map --prob`.") from e
+        values: NDArray[np.float32] = read.filled(np.nan).astype(np.float32)
+        if (values < 0).any() or (values > 1).any():
+            raise InputError(
+                f"{self.path} has values from {np.nanmin(values):g} to {np.nanmax(values):g}; "
+                "probabilities lie in 0..1."
+            )
+        return values
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+
+
+def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
+    """Make polygons of a probability raster.
+
+    Raises:
+        InputError: It is no probability raster, or has no threshold of its own and none was given.
+        OutputError: The output cannot be written.
+    """
+    clock = Clock()
+    check_outputs(options.out, None, options.overwrite)
+    balanced = PRESETS["balanced"]
+    with limited_cache(), ProbabilityRaster(options.prob) as raster, ExitStack() as stack:
+        check_outputs(options.out, None, options.overwrite, raster.grid.crs)
+        settings = {
+            "threshold": _threshold(options, raster),
+            "min_area": balanced.min_area if options.min_area is None else options.min_area,
+            "max_hole": balanced.max_hole if options.max_hole is None else options.max_hole,
+            "simplify": options.simplify,
+        }
+        terrain = None
+        if options.dem or options.slope:
+            terrain = stack.enter_context(open_terrain(raster.grid, dem=options.dem, slope=options.slope))
+        made = json.loads(raster.tags.get("PROVENANCE", "{}"))
+        progress.start("polygons", 1)
+        with clock.stage("polygons"):
+            layers = vectorize(raster, terrain, raster.grid.crs, **settings)
+        progress.finish()
+        scene = made.get("scene", {})
+        model = "+".join(m["name"] for m in made.get("models", [])) or None
+        origin = {"model": model, "scene": scene.get("name", options.prob.stem), "date": scene.get("date")}
+        layers.landslides[list(origin)] = list(origin.values())
+        return write_all(options.out, layers, _provenance(options, raster, settings, made), clock)
+
+
+def _threshold(options: PolygonizeOptions, raster: ProbabilityRaster) -> float:
+    if options.threshold is not None:
+        return options.threshold
+    try:
+        return float(raster.tags["THRESHOLD"])
+    except (KeyError, ValueError) as e:
+        raise InputError(f"{raster.path} does not say which threshold fits it. Give --threshold.") from e
+
+
+def _provenance(
+    options: PolygonizeOptions, raster: ProbabilityRaster, settings: dict[str, float], made: dict[str, Any]
+) -> dict[str, Any]:
+    seen = sum(int((~np.isnan(raster.read(w, LAYERS[0]))).sum()) for w in row_windows(raster.grid))
+    inputs = {k: v for k, v in asdict(options).items() if k in ("prob", "dem", "slope") and v is not None}
+    return {
+        "versions": versions(),
+        "inputs": {k: {"path": str(v), "bytes": file_size(v)} for k, v in inputs.items()},
+        "settings": settings,
+        "seen_share": round(seen / (raster.grid.width * raster.grid.height), 6),
+        "notes": [],
+        "probabilities": made,
+    }

@@ -1,0 +1,277 @@
+"""Landslide polygons and their attributes from strips of probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import geopandas as gpd
+import numpy as np
+import shapely  # type: ignore[import-untyped]
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import CRS as ProjCRS
+from rasterio.crs import CRS
+
+from l4s_geo.components import Components, Floats, Geometries, Strip, Totals, multipolygons, trace
+from l4s_geo.equal_area import EqualArea, each
+
+Layer = NDArray[np.float32] | None
+
+#: What is gathered over the pixels of a landslide. ``order`` is the pixel's place in the raster, ``edge`` is
+#: 1 beside what was not seen, ``east`` and ``north`` are the unit vector of the aspect.
+LAYERS = (
+    "row", "column", "order", "edge", "prob", "agreement", "uncertainty", "dem", "slope", "east", "north",
+)  # fmt: skip
+
+#: Below this length of the mean vector slopes face all ways and the mean aspect says nothing.
+NO_ASPECT = 1e-6
+
+
+@dataclass(frozen=True)
+class Block:
+    """Full-width rows of a scene.
+
+    Attributes:
+        row: First row.
+        prob: (h, w) float32 probability of landslide, NaN where nothing was seen.
+        agreement: (h, w) float32 share of the ensemble's members over the threshold, or None.
+        uncertainty: (h, w) float32, or None.
+        dem: (h, w) float32 elevation in metres, NaN where unknown, or None.
+        slope: (h, w) float32 degrees, NaN where unknown, or None.
+        aspect: (h, w) float32 direction that the slope faces, degrees clockwise from north, NaN where unknown
+            or flat, or None.
+    """
+
+    row: int
+    prob: NDArray[np.float32]
+    agreement: Layer = None
+    uncertainty: Layer = None
+    dem: Layer = None
+    slope: Layer = None
+    aspect: Layer = None
+
+
+def landslide_polygons(
+    blocks: Iterable[Block],
+    *,
+    transform: Affine,
+    crs: CRS,
+    threshold: float,
+    min_area_m2: float = 0.0,
+    max_hole_m2: float = 0.0,
+    simplify_m: float = 0.0,
+) -> gpd.GeoDataFrame:
+    """Make polygons of the pixels whose probability reaches the threshold.
+
+    Pixels that touch, also at corners, are one landslide. Areas and lengths are measured in an equal-area
+    projection around the result (see ``EqualArea``), which gives geodesic areas.
+
+    Args:
+        blocks: Strips of one scene from top to bottom, without gaps or overlap; at most two are held.
+        transform: From (column, row) to coordinates.
+        crs: Of the coordinates.
+        threshold: Probability from which on a pixel is landslide.
+        min_area_m2: Landslides whose pixels cover less are left out; closed holes and simplification do not
+            count.
+        max_hole_m2: Holes smaller than this are closed, also where nothing was seen. A landslide in such a
+            hole becomes part of the one around it, without its statistics.
+        simplify_m: Straighten outlines by about this many metres; none will cross another (coverage
+            simplification after Visvalingam and Whyatt 1993, doi:10.1179/000870493786962263).
+
+    Returns:
+        One row per landslide, ordered by the first pixel from the top left; valid MultiPolygons in ``crs``;
+        columns ``id area_m2 perimeter_m length_m width_m prob_mean prob_max agreement uncertainty elev_min
+        elev_max relief_m slope_mean slope_max aspect_deg edge geometry``. Length and width are the sides of
+        the smallest rotated rectangle around. What was not given is NaN. An empty result has all columns.
+
+    Raises:
+        ValueError: Blocks with gaps or of different width.
+    """
+    corner = EqualArea.around(transform, crs, 0, 0)
+
+    def keep(totals: Totals) -> NDArray[np.bool_]:
+        pixel = corner.pixel_area(totals.mean("column"), totals.mean("row"))
+        return totals.count("row") * pixel >= min_area_m2 * (1 - 1e-9)
+
+    totals, outlines = _collect(trace(_landslides(blocks, threshold), keep), LAYERS)
+    metric = EqualArea.around(transform, crs, *_middle(outlines))
+    if max_hole_m2 > 0:
+        outlines, apart = _close_holes(outlines, metric, max_hole_m2)
+        totals, outlines = totals[apart], outlines[apart]
+    geometry = metric.on_map(outlines)
+    if simplify_m > 0:
+        geometry = _simplify(geometry, metric, simplify_m)
+    columns = {"id": np.arange(1, len(geometry) + 1)} | _sizes(metric.flat(geometry)) | _statistics(totals)
+    return gpd.GeoDataFrame(columns, geometry=geometry, crs=ProjCRS(crs.to_wkt()))
+
+
+def not_seen_polygons(blocks: Iterable[Block], transform: Affine, crs: CRS) -> gpd.GeoDataFrame:
+    """Make polygons of what was not seen: nodata, cloud.
+
+    Args:
+        blocks: As ``landslide_polygons`` takes them; only ``prob`` is looked at.
+        transform: From (column, row) to coordinates.
+        crs: Of the coordinates.
+
+    Returns:
+        Columns ``id area_m2 geometry``, MultiPolygons in ``crs``.
+
+    Raises:
+        ValueError: Blocks with gaps or of different width.
+    """
+    _, outlines = _collect(trace(_not_seen(blocks)), ("order",))
+    metric = EqualArea.around(transform, crs, *_middle(outlines))
+    geometry = metric.on_map(outlines)
+    columns = {"id": np.arange(1, len(geometry) + 1), "area_m2": shapely.area(metric.flat(geometry))}
+    return gpd.GeoDataFrame(columns, geometry=geometry, crs=ProjCRS(crs.to_wkt()))
+
+
+def _middle(outlines: Geometries) -> tuple[float, float]:
+    """Column and row in the middle of what was found."""
+    if len(outlines) == 0:
+        return 0.0, 0.0
+    left, top, right, bottom = shapely.total_bounds(outlines)
+    return (left + right) / 2, (top + bottom) / 2
+
+
+def _in_order(blocks: Iterable[Block]) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
+    """Check that blocks continue each other, and say where each saw nothing, (h, w) bool."""
+    row = width = None
+    for block in blocks:
+        h, w = block.prob.shape
+        if (row, width) not in ((None, None), (block.row, w)):
+            raise ValueError(
+                f"The block at row {block.row} is {w} wide; row {row} and width {width} were expected. "
+                "Blocks must be full-width strips from top to bottom."
+            )
+        row, width = block.row + h, w
+        yield block, np.isnan(block.prob)
+
+
+def _not_seen(blocks: Iterable[Block]) -> Iterator[Strip]:
+    for block, unseen in _in_order(blocks):
+        rows, columns = np.nonzero(unseen)
+        yield Strip(block.row, unseen, {"order": (rows + block.row) * unseen.shape[1] + columns})
+
+
+def _landslides(blocks: Iterable[Block], threshold: float) -> Iterator[Strip]:
+    """Strips of what reaches the threshold; one block is held back to see what lies below its last row."""
+    above = held = None
+    for block, unseen in _in_order(blocks):
+        if held is not None:
+            yield _landslide_strip(*held, above, unseen[0], threshold)
+            above = held[1][-1]
+        held = block, unseen
+    if held is not None:
+        yield _landslide_strip(*held, above, None, threshold)
+
+
+def _landslide_strip(
+    block: Block,
+    unseen: NDArray[np.bool_],
+    above: NDArray[np.bool_] | None,
+    below: NDArray[np.bool_] | None,
+    threshold: float,
+) -> Strip:
+    """Mask and layers of a block; ``above`` and ``below`` are the unseen pixels beside it, None outside."""
+    mask = block.prob >= threshold
+    rows, columns = np.nonzero(mask)
+    around = np.pad(unseen, 1, constant_values=True)
+    for line, beside in ((0, above), (-1, below)):
+        if beside is not None:
+            around[line, 1:-1] = beside
+    edge = np.zeros(len(rows), np.bool_)
+    for dy, dx in np.ndindex(3, 3):
+        edge |= around[rows + dy, columns + dx]
+
+    def at(layer: Layer) -> NDArray[np.float32]:
+        return np.full(len(rows), np.nan, np.float32) if layer is None else layer[rows, columns]
+
+    aspect = np.radians(at(block.aspect))
+    values = (
+        rows + block.row, columns, (rows + block.row) * mask.shape[1] + columns, edge,
+        at(block.prob), at(block.agreement), at(block.uncertainty), at(block.dem), at(block.slope),
+        np.sin(aspect), np.cos(aspect),
+    )  # fmt: skip
+    return Strip(block.row, mask, dict(zip(LAYERS, values, strict=True)))
+
+
+def _collect(parts: Iterable[Components], layers: tuple[str, ...]) -> tuple[Totals, Geometries]:
+    """All components, ordered by their first pixel."""
+    found = list(parts)
+    totals = Totals.concatenate([Totals.zero(layers), *(c.totals for c in found)])
+    outlines = np.concatenate([np.empty(0, dtype=object), *(c.geometry for c in found)])
+    order = np.argsort(totals.low("order"))
+    return totals[order], outlines[order]
+
+
+def _close_holes(outlines: Geometries, metric: EqualArea, limit_m2: float) -> tuple[Geometries, NDArray[np.bool_]]:
+    """Close holes smaller than a limit, also those that are shut off only by a corner.
+
+    Returns:
+        The outlines, and which of them do not lie in a closed hole of another, (n,) bool.
+    """
+    parts = shapely.get_num_geometries(outlines)
+    rings = shapely.get_num_interior_rings(shapely.get_geometry(outlines, 0))
+    holed = np.flatnonzero((parts > 1) | (rings > 0))
+    # What a frame around leaves of the outside and of the holes; the outside is the part that fills the frame
+    frames = shapely.box(*(shapely.bounds(outlines[holed]) + np.array([-1, -1, 1, 1])).T)
+    gaps, owner = shapely.get_parts(shapely.difference(frames, outlines[holed]), return_index=True)
+    inside = ~(shapely.bounds(gaps) == shapely.bounds(frames[owner])).all(axis=1)
+    holes, owner = gaps[inside], holed[owner[inside]]
+    small = shapely.area(metric.flat(metric.on_map(holes))) < limit_m2
+    holes, owner = holes[small], owner[small]
+
+    closed = outlines.copy()
+    hosts, rank = np.unique(owner, return_inverse=True)
+    closed[hosts] = shapely.union(outlines[hosts], multipolygons(holes, rank, len(hosts)))
+    apart = np.ones(len(outlines), np.bool_)
+    apart[shapely.STRtree(outlines).query(holes, predicate="contains")[1]] = False
+    return _multi(closed), apart
+
+
+def _simplify(geometry: Geometries, metric: EqualArea, tolerance_m: float) -> Geometries:
+    """Fewer vertices, in metres so that both axes count alike."""
+    fewer = shapely.coverage_simplify(each(geometry, metric.forward), tolerance_m)
+    valid = shapely.make_valid(fewer, method="structure", keep_collapsed=False)
+    return _multi(each(valid, metric.inverse))
+
+
+def _multi(geometry: Geometries) -> Geometries:
+    """Polygons and MultiPolygons, all as MultiPolygon."""
+    parts, owner = shapely.get_parts(geometry, return_index=True)
+    return multipolygons(parts, owner, len(geometry))
+
+
+def _sizes(flat: Geometries) -> dict[str, Floats]:
+    """Areas and lengths of outlines in metres."""
+    corners = shapely.get_coordinates(shapely.get_exterior_ring(shapely.oriented_envelope(flat)))
+    sides = np.hypot(*np.moveaxis(np.diff(corners.reshape(-1, 5, 2), axis=1), -1, 0))
+    return {
+        "area_m2": shapely.area(flat),
+        "perimeter_m": shapely.length(flat),
+        "length_m": sides[:, :2].max(axis=1),
+        "width_m": sides[:, :2].min(axis=1),
+    }
+
+
+def _statistics(totals: Totals) -> dict[str, NDArray[np.generic]]:
+    """Attributes of pixels: confidence and terrain."""
+    east, north = totals.mean("east"), totals.mean("north")
+    # The second modulo: the first one makes 360 of what is a hair below 0
+    aspect = np.degrees(np.arctan2(east, north)) % 360 % 360
+    low, high = totals.low("dem"), totals.high("dem")
+    return {
+        "prob_mean": totals.mean("prob"),
+        "prob_max": totals.high("prob"),
+        "agreement": totals.mean("agreement"),
+        "uncertainty": totals.mean("uncertainty"),
+        "elev_min": low,
+        "elev_max": high,
+        "relief_m": high - low,
+        "slope_mean": totals.mean("slope"),
+        "slope_max": totals.high("slope"),
+        "aspect_deg": np.where(np.hypot(east, north) > NO_ASPECT, aspect, np.nan),
+        "edge": totals.high("edge") > 0,
+    }

@@ -1,0 +1,228 @@
+"""From the probability raster to files: polygons, provenance, summary. Shared by ``map`` and ``polygonize``."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from l4s_geo import __version__, outputs
+from l4s_geo.errors import OutputError
+from l4s_geo.polygons import Block, landslide_polygons, not_seen_polygons
+from l4s_geo.raster import Layered, WorkRaster, row_windows
+from l4s_geo.scene import Scene
+from l4s_geo.scene.terrain import aspect_degrees
+
+#: Bands of a probability raster.
+LAYERS = ("probability", "agreement", "uncertainty")
+
+#: GDAL's block cache, in bytes; its default is 5 % of the machine's memory.
+CACHE = 256 << 20
+
+
+@dataclass(frozen=True)
+class MapResult:
+    """What was done, for programs and for people."""
+
+    summary: dict[str, Any]
+    message: str
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Vector layers of a result."""
+
+    landslides: gpd.GeoDataFrame
+    not_seen: gpd.GeoDataFrame
+
+
+@dataclass
+class Clock:
+    """Wall seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.perf_counter() - started, 3)
+
+
+def limited_cache() -> rasterio.Env:
+    """GDAL with a block cache that does not grow with the machine."""
+    return rasterio.Env(GDAL_CACHEMAX=CACHE)
+
+
+def check_outputs(out: Path, prob: Path | None, overwrite: bool, crs: CRS | None = None) -> None:
+    """Check all outputs before any work.
+
+    Raises:
+        OutputError: One exists and may not be replaced, or cannot be written, or two are the same file.
+    """
+    outputs.check_output(out, crs=crs)
+    if prob is not None:
+        outputs.check_output(prob, outputs.RASTER_EXTENSIONS)
+        if prob.absolute() == out.absolute():
+            raise OutputError(f"--out and --prob are the same file, {out}. Give them different names.")
+    for path in (p for p in (out, prob) if p is not None and not overwrite):
+        if path.exists():
+            raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
+
+
+@contextmanager
+def workspace(out: Path) -> Iterator[Path]:
+    """A temporary folder beside the output, where there is room for results.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".l4s-map-", dir=out.absolute().parent)
+    except OSError as e:
+        raise OutputError(f"{out} cannot be written: {e.strerror}. Choose another folder.") from e
+    with folder as path:
+        yield Path(path)
+
+
+def vectorize(
+    raster: Layered,
+    scene: Scene | None,
+    crs: CRS,
+    *,
+    threshold: float,
+    min_area: float,
+    max_hole: float,
+    simplify: float,
+) -> Layers:
+    """Polygons of a probability raster in ``crs``; the terrain attributes come from the scene where it has any."""
+    landslides = landslide_polygons(
+        _blocks(raster, scene),
+        transform=raster.grid.transform,
+        crs=raster.grid.crs,
+        threshold=threshold,
+        min_area_m2=min_area,
+        max_hole_m2=max_hole,
+        simplify_m=simplify,
+    )
+    blank = (Block(int(w.row_off), raster.read(w, LAYERS[0])) for w in row_windows(raster.grid))
+    not_seen = not_seen_polygons(blank, raster.grid.transform, raster.grid.crs)
+    if crs != raster.grid.crs:
+        landslides, not_seen = (layer.to_crs(crs.to_wkt()) for layer in (landslides, not_seen))
+    return Layers(landslides, not_seen)
+
+
+def _blocks(raster: Layered, scene: Scene | None) -> Iterator[Block]:
+    for window in row_windows(raster.grid):
+        p, agreement, uncertainty = (raster.read(window, layer) for layer in LAYERS)
+        terrain = {} if scene is None else _terrain(scene, window)
+        yield Block(int(window.row_off), p, agreement, uncertainty, **terrain)
+
+
+def _terrain(scene: Scene, window: Window) -> dict[str, NDArray[np.float32]]:
+    """Elevation, slope and aspect of a strip, NaN where unknown; a row more on each side for the aspect."""
+    bands = [b for b in ("dem", "slope") if b in scene.bands]
+    if not bands:
+        return {}
+    top = max(0, int(window.row_off) - 1)
+    bottom = min(scene.grid.height, int(window.row_off + window.height) + 1)
+    outer = Window(0, top, scene.grid.width, bottom - top)
+    x, valid = scene.read(outer, bands)
+    layers = dict(zip(bands, np.where(valid, x, np.float32(np.nan)), strict=True))
+    if "dem" in layers:
+        layers["aspect"] = aspect_degrees(x[0], valid, scene.grid.part(outer))
+    first = int(window.row_off) - top
+    inner = np.s_[first : first + int(window.height)]
+    return {name: layer[inner] for name, layer in layers.items()}
+
+
+def versions() -> dict[str, str]:
+    """Of the package and of what its results depend on."""
+    import torch
+
+    return {
+        "l4s_geo": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gdal": rasterio.__gdal_version__,
+    }
+
+
+def file_size(path: str | Path) -> int | None:
+    """Bytes of a local file; None for folders, globs and addresses."""
+    try:
+        return Path(path).stat().st_size if Path(path).is_file() else None
+    except OSError:
+        return None
+
+
+def write_all(
+    out: Path,
+    layers: Layers,
+    record: dict[str, Any],
+    clock: Clock,
+    prob: Path | None = None,
+    raster: WorkRaster | None = None,
+) -> MapResult:
+    """Write every output and its provenance, and say what was found.
+
+    Args:
+        out: Vector file.
+        layers: Goes into it.
+        record: Provenance.
+        clock: Stages so far.
+        prob: Probability raster, or None.
+        raster: Goes into ``prob``; it is closed.
+
+    Raises:
+        OutputError: One cannot be written; it is then as it was before.
+    """
+    with clock.stage("writing"):
+        if prob is not None and raster is not None:
+            tags = {"PROVENANCE": json.dumps(record), "THRESHOLD": str(record["settings"]["threshold"])}
+            outputs.write_cog(raster.finish(tags), prob, tags)
+        outputs.write_vector(out, layers.landslides, layers.not_seen)
+    summary = _summary(layers, record, out, clock)
+    for path in (p for p in (out, prob) if p is not None):
+        outputs.write_provenance(path.with_name(path.name + ".json"), record | {"output": path.name, "result": summary})
+    return MapResult(summary, _message(summary))
+
+
+def _summary(layers: Layers, record: Mapping[str, Any], out: Path, clock: Clock) -> dict[str, Any]:
+    areas = layers.landslides["area_m2"]
+    return {
+        "out": str(out),
+        "landslides": len(areas),
+        "area_m2": round(float(areas.sum()), 1),
+        "largest_m2": round(float(areas.max()), 1) if len(areas) else 0.0,
+        "seen_share": record["seen_share"],
+        "threshold": record["settings"]["threshold"],
+        "notes": record["notes"],
+        "seconds": {**clock.seconds, "total": round(sum(clock.seconds.values()), 3)},
+    }
+
+
+def _message(summary: Mapping[str, Any]) -> str:
+    seen = f"{summary['seen_share']:.1%} of the scene was seen"
+    took = f"{summary['seconds']['total']:.0f} s"
+    notes = "".join(f"\nnote: {n}" for n in summary["notes"])
+    if not summary["landslides"]:
+        return f"No landslides found ({seen}, {took}); an empty layer is in {summary['out']}{notes}"
+    area = summary["area_m2"] / 1e4
+    return f"{summary['landslides']} landslides, {area:,.1f} ha ({seen}, {took}) in {summary['out']}{notes}"

@@ -1,0 +1,266 @@
+"""A scene: one grid, named bands, one valid mask, read window by window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice, product
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from l4s_geo.errors import InputError
+from l4s_geo.scene.bands import TERRAIN_BANDS
+from l4s_geo.scene.grid import Grid, model_grid
+from l4s_geo.scene.layer import Layer, band_layers, terrain_layers
+from l4s_geo.scene.raster import Raster
+from l4s_geo.scene.source import Selection, open_raster, open_source, select
+from l4s_geo.scene.units import FULL, settle_units
+from l4s_geo.scene.warp import share_covered
+
+__all__ = ["Grid", "Scene", "open_scene", "open_terrain"]
+
+#: Side of the windows that are looked at on opening, their number along each axis, and rows of a strip.
+SAMPLE, SAMPLES, STRIP = 64, 5, 128
+
+
+class Scene:
+    """Named bands on one grid. For one thread at a time: GDAL's datasets are not safe to share.
+
+    Attributes:
+        name: Short name, from file names.
+        source: As the user gave it.
+        grid: That windows refer to.
+        native_crs: CRS of the input.
+        bands: Spectral ones in file order, then ``slope`` and ``dem`` where there.
+        units: ``dn``, ``reflectance`` or ``byte``, of the input's spectral bands.
+        date: ISO date in the names of the files, if any.
+        notes: What a user should know about how the scene is read.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        grid: Grid,
+        bands: Sequence[str],
+        *,
+        source: str,
+        selection: Selection,
+        native_crs: CRS,
+        units: str,
+        notes: Sequence[str],
+        stack: ExitStack,
+    ) -> None:
+        names = [name for layer in layers for name in layer.names]
+        self.name, self.source, self.date = selection.name, source, selection.date
+        self.grid, self.native_crs, self.units = grid, native_crs, units
+        self.bands = (
+            *(n for n in names if n not in TERRAIN_BANDS),
+            *(n for n in TERRAIN_BANDS if n in names),
+        )
+        self.notes = list(notes)
+        self._layers, self._stack = tuple(layers), stack
+
+    def read(self, window: Window, bands: Sequence[str] | None = None) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Pixels of a window.
+
+        Args:
+            window: Inside ``grid``.
+            bands: Which, in this order; all if not given.
+
+        Returns:
+            Image (C, h, w), float32: digital numbers (bytes for byte scenes), degrees and metres, 0 where
+            invalid; and (h, w) where every input of the scene is valid, asked for or not.
+
+        Raises:
+            InputError: The scene lacks a band, or a file is damaged.
+            ValueError: The window is not inside the grid.
+        """
+        wanted = self.bands if bands is None else tuple(bands)
+        missing = [b for b in wanted if b not in self.bands]
+        if missing:
+            raise InputError(f"{self.source} has no {', '.join(missing)}; its bands are {', '.join(self.bands)}.")
+        self._check(window)
+        h, w = int(window.height), int(window.width)
+        image = np.zeros((len(wanted), h, w), np.float32)
+        valid = np.ones((h, w), bool)
+        for layer in self._layers:
+            pixels, seen = layer.read(window)
+            valid &= seen
+            for name, band in zip(layer.names, pixels, strict=True):
+                for i in (i for i, b in enumerate(wanted) if b == name):
+                    image[i] = band if name in TERRAIN_BANDS or self.units != "reflectance" else band * FULL
+        image[:, ~valid] = 0
+        return image, valid
+
+    def _check(self, window: Window) -> None:
+        right, bottom = window.col_off + window.width, window.row_off + window.height
+        if min(window.col_off, window.row_off) < 0 or right > self.grid.width or bottom > self.grid.height:
+            raise ValueError(f"{window} is not inside the scene's {self.grid.width} x {self.grid.height} pixels.")
+
+    def close(self) -> None:
+        """Close all files."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_scene(
+    path: str | Path,
+    *,
+    bands: Sequence[str] | None = None,
+    dem: str | Path | None = None,
+    slope: str | Path | None = None,
+    resolution: float | None = 10.0,
+    units: str = "auto",
+) -> Scene:
+    """Open a scene for reading window by window; nothing is read whole.
+
+    Args:
+        path: GeoTIFF, VRT, COG, any URL that GDAL reads, a folder or glob of single-band files, paths joined
+            by commas, or a Landslide4Sense patch (``.h5``).
+        bands: Names in file order, where files do not say.
+        dem: Elevation raster in metres, in any CRS; slope is derived from it if not given.
+        slope: Slope raster in degrees, in any CRS.
+        resolution: Of the models, in metres. The scene keeps its own grid where that fits (see
+            ``model_grid``), else it is warped lazily to UTM. None keeps its own grid always.
+        units: Of spectral pixels: ``dn``, ``reflectance`` (times 10000 when read), ``byte``, or ``auto``,
+            which takes integers of 16 bits or more and floats beyond 2 as digital numbers and refuses others.
+
+    Raises:
+        InputError: The input cannot be used; the message says what, where and what to do.
+    """
+    with ExitStack() as stack:
+        selection = select(path)
+        given = [name for name, raster in (("dem", dem), ("slope", slope)) if raster is not None]
+        source = open_source(selection, bands, given, stack)
+        native = min((r.grid for r in source.rasters), key=lambda g: math.prod(g.pixel_size_m()))
+        grid = model_grid(native, resolution)
+        terrain = source.terrain | _terrain_rasters({"dem": dem, "slope": slope}, stack)
+        inside = [n for r in source.rasters for n in r.names if n]
+        layers = [*band_layers(source.rasters, grid, {*terrain}), *terrain_layers(terrain, inside, grid)]
+        scene = Scene(
+            layers,
+            grid,
+            _band_order(inside, layers),
+            source=str(path),
+            selection=selection,
+            native_crs=native.crs,
+            units=units,
+            notes=[*source.notes, *_notes(layers, native, grid)],
+            stack=stack.pop_all(),
+        )
+    try:
+        kinds = {r.dataset.dtypes[i - 1] for r in source.rasters for i in r.indexes}
+        values = _sample(scene, thorough=any("float" in kind for kind in kinds))
+        scene.units = settle_units(units, kinds, values, scene.source)
+    except BaseException:
+        scene.close()
+        raise
+    return scene
+
+
+def open_terrain(grid: Grid, *, dem: str | Path | None, slope: str | Path | None) -> Scene:
+    """Elevation and slope alone on a given grid, read like a scene.
+
+    Args:
+        grid: To lay them on.
+        dem: Elevation raster in metres, in any CRS; slope is derived from it if not given.
+        slope: Slope raster in degrees, in any CRS.
+
+    Raises:
+        InputError: A raster cannot be used or does not overlap the grid.
+    """
+    with ExitStack() as stack:
+        rasters = _terrain_rasters({"dem": dem, "slope": slope}, stack)
+        layers = [*terrain_layers(rasters, (), grid)]
+        paths = tuple(str(p) for p in (dem, slope) if p is not None)
+        return Scene(
+            layers,
+            grid,
+            tuple(name for layer in layers for name in layer.names),
+            source=", ".join(paths),
+            selection=Selection(paths, False, "terrain", None),
+            native_crs=grid.crs,
+            units="dn",
+            notes=[*_notes(layers, grid, grid)],
+            stack=stack.pop_all(),
+        )
+
+
+def _terrain_rasters(paths: dict[str, str | Path | None], stack: ExitStack) -> dict[str, Raster]:
+    """Open the files of ``--dem`` and ``--slope``."""
+    opened = {name: open_raster(str(path), stack) for name, path in paths.items() if path is not None}
+    for name, raster in opened.items():
+        if len(raster.indexes) != 1:
+            raise InputError(f"{raster.path} has {len(raster.indexes)} bands; --{name} takes a raster with one.")
+    return {name: raster.renamed(name) for name, raster in opened.items()}
+
+
+def _band_order(inside: Sequence[str], layers: Sequence[Layer]) -> list[str]:
+    """Spectral bands in the order of files, then terrain."""
+    there = {name for layer in layers for name in layer.names}
+    return [n for n in inside if n not in TERRAIN_BANDS] + [n for n in TERRAIN_BANDS if n in there]
+
+
+def _notes(layers: Sequence[Layer], native: Grid, grid: Grid) -> Iterator[str]:
+    """How the rasters come onto the grid."""
+    if grid is not native:
+        yield f"warped from {native.crs} to {grid.crs} at {grid.transform.a:g} m"
+    if any(layer.derived for layer in layers):
+        yield "slope derived from the DEM"
+    for layer in layers:
+        share = share_covered(layer.native, native)
+        if share < 1:
+            yield f"{' and '.join(layer.names)} cover only {share:.0%} of the scene; nothing is mapped elsewhere"
+
+
+def _sample(scene: Scene, thorough: bool) -> NDArray[np.float32]:
+    """Valid spectral values of windows spread over the scene; of the first with any if not ``thorough``.
+
+    Raises:
+        InputError: No pixel of the scene is valid, wherever one looks.
+    """
+    spread, strips = _valid_values(scene, _spread(scene.grid)), _valid_values(scene, _strips(scene.grid))
+    found = [*spread] if thorough else [*islice(spread, 1)]
+    found = found or [*islice(strips, 1)]
+    if not found:
+        raise InputError(
+            f"{scene.source} has no pixel that is valid in all of its inputs ({', '.join(scene.bands)}). "
+            "Check their nodata values, and that the files overlap."
+        )
+    return np.concatenate(found, axis=1)
+
+
+def _valid_values(scene: Scene, windows: Iterable[Window]) -> Iterator[NDArray[np.float32]]:
+    """Spectral values (C, n) of the valid pixels of each window that has any."""
+    spectral = [b for b in scene.bands if b not in TERRAIN_BANDS]
+    for window in windows:
+        image, valid = scene.read(window, spectral)
+        if valid.any():
+            yield image[:, valid]
+
+
+def _spread(grid: Grid) -> Iterator[Window]:
+    """Small windows all over the grid."""
+    rows, cols = (np.unique(np.linspace(0, max(n - SAMPLE, 0), SAMPLES).astype(int)) for n in grid.shape)
+    for row, col in product(rows, cols):
+        yield Window(int(col), int(row), min(SAMPLE, grid.width), min(SAMPLE, grid.height))
+
+
+def _strips(grid: Grid) -> Iterator[Window]:
+    """All of the grid."""
+    for row in range(0, grid.height, STRIP):
+        yield Window(0, row, grid.width, min(STRIP, grid.height - row))

@@ -1,0 +1,272 @@
+"""Opening whatever a scene is kept in: rasters, folders and globs of single bands, L4S patches."""
+
+from __future__ import annotations
+
+import glob
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import date
+from os.path import commonprefix
+from pathlib import Path
+
+import h5py
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
+
+from l4s_geo.errors import InputError
+from l4s_geo.scene.bands import L4S_BANDS, L4S_MEAN, S2_BANDS, TERRAIN_BANDS, parse_band
+from l4s_geo.scene.raster import GDAL_OPTIONS, Raster
+
+#: Files of a folder that may be bands.
+RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img"}
+
+KNOWN = (*S2_BANDS, *TERRAIN_BANDS)
+
+HOW_TO_NAME = "Name its bands in file order, for instance --bands B4,B3,B2."
+
+_NOWHERE = CRS.from_wkt('LOCAL_CS["unknown position",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]')
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Files that make a scene.
+
+    Attributes:
+        paths: In order.
+        folder: Whether files without a band's name are to be passed over.
+        name: Of the scene.
+        date: ISO date in the names of files or their folder, if any.
+    """
+
+    paths: tuple[str, ...]
+    folder: bool
+    name: str
+    date: str | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open scene.
+
+    Attributes:
+        rasters: With spectral bands, and terrain bands within them.
+        terrain: Files found beside the bands that hold ``dem`` or ``slope`` alone.
+        notes: For the user.
+    """
+
+    rasters: tuple[Raster, ...]
+    terrain: dict[str, Raster]
+    notes: tuple[str, ...]
+
+
+def select(path: str | Path) -> Selection:
+    """What a path, URL, folder, glob or list of paths with commas stands for.
+
+    Raises:
+        InputError: There is no such file, or none that could be a band.
+    """
+    text = str(path)
+    if is_remote(text):
+        paths, folder = re.split(r",(?=[a-z0-9+]+://|/vsi)", text), False
+    elif Path(text).is_dir():
+        paths, folder = _rasters_in(Path(text)), True
+    elif Path(text).exists():
+        paths, folder = [text], False
+    else:
+        paths, folder = [p for part in text.split(",") for p in _matches(part.strip())], False
+    stem = Path(commonprefix([Path(p).name for p in paths])).stem  # noqa: RUF071 (of names, not of folders)
+    if len(paths) > 1 or folder:
+        stem = re.sub(r"[_\W]*B?[01]?$", "", stem, flags=re.IGNORECASE) or Path(paths[0]).resolve().parent.name
+        return Selection(
+            tuple(paths), folder, stem, find_date(Path(paths[0]).name, Path(paths[0]).resolve().parent.name)
+        )
+    return Selection(tuple(paths), folder, stem, find_date(Path(paths[0]).name))
+
+
+def is_remote(path: str) -> bool:
+    """Whether GDAL, not the file system, knows the path."""
+    return path.startswith("/vsi") or "://" in path
+
+
+def _rasters_in(folder: Path) -> list[str]:
+    found = sorted(str(p) for p in folder.iterdir() if p.suffix.lower() in RASTER_SUFFIXES)
+    if not found:
+        raise InputError(
+            f"{folder} holds no bands: none of its files ends in {', '.join(sorted(RASTER_SUFFIXES))}. "
+            "Give the folder that holds the band files, or a glob such as 'SCENE/**/*_B0[234].jp2'."
+        )
+    return found
+
+
+def _matches(path: str) -> list[str]:
+    """A file, or what a glob matches, sorted."""
+    if Path(path).exists():
+        return [path]
+    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207 (absolute)
+    if not found:
+        what = "No file matches" if glob.has_magic(path) else "There is no file"
+        raise InputError(f"{what} {path!r}. Check the path.")
+    return found
+
+
+def find_date(*names: str) -> str | None:
+    """The first date such as 20170613 or 2017-06-13 in names of Sentinel-2 products, as ISO text."""
+    for name in names:
+        for year, month, day in re.findall(r"(?<!\d)(20\d\d)[-_]?([01]\d)[-_]?([0-3]\d)(?!\d)", name):
+            try:
+                return date(int(year), int(month), int(day)).isoformat()
+            except ValueError:
+                continue
+    return None
+
+
+def open_source(selection: Selection, bands: Sequence[str] | None, given: Sequence[str], stack: ExitStack) -> Source:
+    """Open every file of a selection and find out what its bands are.
+
+    Args:
+        selection: From ``select``.
+        bands: Names in file order, if the files are not to be asked.
+        given: Terrain bands that the user gives otherwise; files with these are passed over.
+        stack: Closes what is opened.
+
+    Raises:
+        InputError: A file cannot be read, or it is unclear which band is which.
+    """
+    rasters = [open_raster(path, stack) for path in selection.paths]
+    if bands is None:
+        rasters = [_named(r) for r in rasters]
+    else:
+        # in a folder, terrain is known by its file name and takes no part in the list
+        beside = [r for r in rasters if selection.folder and parse_band(r.path) in TERRAIN_BANDS]
+        rasters = _assigned([r for r in rasters if r not in beside], bands) + [_named(r) for r in beside]
+    named = [r.pick([n for n in r.names if n]) for r in rasters if any(r.names)]
+    left_out = [r for r in rasters if not any(r.names)]
+    spectral = [r for r in named if set(r.names) - {*TERRAIN_BANDS}]
+    terrain = [r for r in named if r not in spectral and not {*r.names} & {*given}]
+    if not spectral or (left_out and not selection.folder):
+        raise InputError(_unnamed(selection, left_out or named))
+    _refuse_duplicates(spectral + terrain)
+    return Source(
+        tuple(spectral),
+        {name: r.pick([name]) for r in terrain for name in r.names if name},
+        tuple(_notes(rasters, spectral, terrain)),
+    )
+
+
+def open_raster(path: str, stack: ExitStack) -> Raster:
+    """Open one file; its bands keep the names that the file gives them.
+
+    Raises:
+        InputError: There is no such file, it is none that GDAL reads, or it is not georeferenced.
+    """
+    if not (is_remote(path) or ":" in path or Path(path).exists()):
+        raise InputError(f"There is no file {path!r}. Check the path.")
+    if Path(path).suffix.lower() in (".h5", ".hdf5"):
+        return _open_patch(path, stack)
+    try:
+        with warnings.catch_warnings(), rasterio.Env(**GDAL_OPTIONS):
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            dataset = stack.enter_context(rasterio.open(path))
+    except RasterioError as e:
+        raise InputError(f"{path} cannot be opened as a raster ({e}). Is the file complete, and a raster?") from e
+    if dataset.crs is None or dataset.transform == Affine.identity():
+        raise InputError(
+            f"{path} has no {'coordinate system' if dataset.crs is None else 'position (geotransform)'}. "
+            "Give it one, for instance with gdal_edit.py -a_srs EPSG:32654 -a_ullr LEFT TOP RIGHT BOTTOM."
+        )
+    indexes = tuple(i for i, c in enumerate(dataset.colorinterp, 1) if c != ColorInterp.alpha)
+    names = tuple(parse_band(dataset.descriptions[i - 1] or "") for i in indexes)
+    flags = [f for i in indexes for f in dataset.mask_flag_enums[i - 1]]
+    return Raster(dataset, path, indexes, names, zero_is_nodata={*flags} == {MaskFlags.all_valid})
+
+
+def _open_patch(path: str, stack: ExitStack) -> Raster:
+    """An L4S patch: HDF5 key ``img``, (128, 128, 14), digital numbers over the data set's means."""
+    try:
+        with h5py.File(path) as file:
+            scaled = np.asarray(file["img"])
+    except (OSError, KeyError) as e:
+        raise InputError(f"{path} is no Landslide4Sense patch: it cannot be read, or has no 'img' ({e}).") from e
+    if scaled.ndim != 3 or scaled.shape[2] != len(L4S_BANDS):
+        raise InputError(f"{path} is no Landslide4Sense patch: 'img' is {scaled.shape}, not (128, 128, 14).")
+    h, w, count = scaled.shape
+    file = stack.enter_context(MemoryFile())
+    profile = {"driver": "GTiff", "width": w, "height": h, "count": count, "dtype": "int32", "crs": _NOWHERE}
+    with file.open(**profile, transform=Affine(10, 0, 0, 0, -10, 10 * h)) as new:
+        new.write(np.rint(scaled * np.array(L4S_MEAN)).astype(np.int32).transpose(2, 0, 1))
+    return Raster(stack.enter_context(file.open()), path, tuple(range(1, count + 1)), L4S_BANDS)
+
+
+def _named(raster: Raster) -> Raster:
+    """Name a single band by its file where that says more than its description."""
+    if len(raster.indexes) != 1:
+        return raster
+    return replace(raster, names=(parse_band(raster.path) or raster.names[0],))
+
+
+def _assigned(rasters: Sequence[Raster], bands: Sequence[str]) -> list[Raster]:
+    """Give the user's names to all bands in file order."""
+    unknown = [b for b in bands if parse_band(b) is None]
+    if unknown:
+        raise InputError(f"--bands has unknown names {', '.join(unknown)}; known are {', '.join(KNOWN)}.")
+    found = sum(len(r.indexes) for r in rasters)
+    if found != len(bands):
+        files = ", ".join(f"{Path(r.path).name} ({len(r.indexes)})" for r in rasters)
+        raise InputError(f"--bands names {len(bands)} bands, but there are {found}: {files}. Name every one.")
+    names = iter(bands)
+    return [replace(r, names=tuple(parse_band(next(names)) for _ in r.indexes)) for r in rasters]
+
+
+def _unnamed(selection: Selection, rasters: Sequence[Raster]) -> str:
+    """Message for files that do not say which bands they hold."""
+    files = "; ".join(f"{Path(r.path).name}: {_found(r)}" for r in rasters[:8])
+    hint = HOW_TO_NAME
+    if any(len(r.indexes) == len(L4S_BANDS) for r in rasters):
+        hint += f" The order of Landslide4Sense is {','.join(L4S_BANDS)}."
+    return f"It is unclear which Sentinel-2 bands {selection.name} has. Found {files}. {hint}"
+
+
+def _found(raster: Raster) -> str:
+    descriptions = [raster.dataset.descriptions[i - 1] or "no name" for i in raster.indexes]
+    if set(descriptions) == {"no name"}:
+        return f"{len(descriptions)} band{'s'[: len(descriptions) > 1]} without names"
+    return ", ".join(descriptions)
+
+
+def _refuse_duplicates(rasters: Sequence[Raster]) -> None:
+    """Raises InputError where a band is there more than once."""
+    where: dict[str, list[str]] = {}
+    for raster in rasters:
+        for name in raster.names:
+            where.setdefault(str(name), []).append(Path(raster.path).name)
+    double = [f"{band} in {', '.join(files)}" for band, files in where.items() if len(files) > 1]
+    if double:
+        raise InputError(
+            f"Bands are there more than once: {'; '.join(double)}. Choose the files of one scene with a glob "
+            "such as 'post_B*.tif' or 'R10m/*.jp2', or name the bands of a file with --bands."
+        )
+
+
+def _notes(all_: Sequence[Raster], spectral: Sequence[Raster], terrain: Sequence[Raster]) -> Iterator[str]:
+    """What the user should know about the choice of files and bands."""
+    passed_over = [Path(r.path).name for r in all_ if r.path not in {s.path for s in (*spectral, *terrain)}]
+    if passed_over:
+        yield f"passed over {', '.join(passed_over)}"
+    for raster in all_:
+        nameless = [str(i) for i, name in zip(raster.indexes, raster.names, strict=True) if name is None]
+        if nameless and any(raster.names):
+            yield f"left out of {Path(raster.path).name}: band {', '.join(nameless)}, no Sentinel-2 name"
+    for raster in terrain:
+        yield f"{' and '.join(str(n) for n in raster.names)} from {Path(raster.path).name} beside the bands"
+    if any(r.zero_is_nodata for r in spectral):
+        yield "no nodata value declared: pixels that are 0 in all bands of a file count as nodata"
+    if any(r.grid.is_local for r in spectral):
+        yield "the scene has no position on Earth: outputs are in metres from its lower left corner"

@@ -1,0 +1,175 @@
+"""Options of a map, filled in from presets and model cards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from l4s_geo import crf
+from l4s_geo.crf import CrfParams
+from l4s_geo.errors import InputError, ModelError
+from l4s_geo.models.card import Card
+from l4s_geo.normalize import NAMED, Normalizer
+from l4s_geo.tiling import PATCH
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a preset stands for. ``threshold`` names one of the card's tuned thresholds."""
+
+    threshold: str = "balanced"
+    overlap: float = 0.5
+    tta: bool = False
+    min_area: float = 500.0
+    max_hole: float = 500.0
+
+
+PRESETS = {
+    "balanced": Preset(),
+    "recall": Preset(threshold="recall", min_area=200.0),
+    "precision": Preset(threshold="precision", tta=True, min_area=2000.0),
+    "fast": Preset(overlap=0.25),
+}
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What ``map`` takes; None means that preset or model card decide.
+
+    Attributes:
+        scene: Path, folder, glob or GDAL address.
+        out: Vector file to write.
+        dem: Elevation raster.
+        slope: Slope raster, degrees.
+        bands: Names of the scene's bands in file order.
+        units: ``auto``, ``dn``, ``reflectance``, ``byte``.
+        models: Names or directories; none means the bundled ensemble.
+        prob: Probability raster to write.
+        threshold: Probability from which on a pixel is landslide.
+        preset: Name in ``PRESETS``.
+        min_area: Smallest landslide, m2.
+        max_hole: Holes below are closed, m2.
+        simplify: Outline tolerance, m.
+        overlap: Share of a patch's side.
+        tta: Average over the symmetries of a patch.
+        crf: Refine with the dense CRF.
+        normalize: ``scene``, ``model``, a name in ``l4s_geo.normalize.NAMED``, or a JSON file.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+        dtype: ``auto``, ``fp32``, ``bf16``, ``fp16``.
+        batch_size: Patches per forward pass.
+        overwrite: Replace existing outputs.
+    """
+
+    scene: str
+    out: Path
+    dem: str | None = None
+    slope: str | None = None
+    bands: tuple[str, ...] | None = None
+    units: str = "auto"
+    models: tuple[str, ...] = ()
+    prob: Path | None = None
+    threshold: float | None = None
+    preset: str = "balanced"
+    min_area: float | None = None
+    max_hole: float | None = None
+    simplify: float = 0.0
+    overlap: float | None = None
+    tta: bool | None = None
+    crf: bool | None = None
+    normalize: str = "scene"
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Decided values; names as in ``MapOptions``. ``crf`` is None where no CRF runs."""
+
+    threshold: float
+    min_area: float
+    max_hole: float
+    simplify: float
+    stride: int
+    tta: bool
+    crf: CrfParams | None
+    notes: tuple[str, ...] = ()
+
+
+def decide(options: MapOptions, cards: Sequence[Card]) -> Settings:
+    """Fill in what the user left open.
+
+    Raises:
+        InputError: Unknown preset, or a CRF that is asked for where pydensecrf is missing.
+    """
+    if options.preset not in PRESETS:
+        raise InputError(f"Unknown preset {options.preset!r}; there are {', '.join(PRESETS)}.")
+    preset = PRESETS[options.preset]
+    overlap = preset.overlap if options.overlap is None else options.overlap
+    tuned = [c.thresholds[preset.threshold] for c in cards]
+    params, notes = _crf(options, cards[0])
+    return Settings(
+        threshold=sum(tuned) / len(tuned) if options.threshold is None else options.threshold,
+        min_area=preset.min_area if options.min_area is None else options.min_area,
+        max_hole=preset.max_hole if options.max_hole is None else options.max_hole,
+        simplify=options.simplify,
+        stride=max(1, round(PATCH * (1 - overlap))),
+        tta=preset.tta if options.tta is None else options.tta,
+        crf=params,
+        notes=notes,
+    )
+
+
+def _crf(options: MapOptions, card: Card) -> tuple[CrfParams | None, tuple[str, ...]]:
+    wanted = bool(card.crf.get("default", False)) and options.preset != "fast" if options.crf is None else options.crf
+    if not wanted:
+        return None, ()
+    if not crf.available():
+        if options.crf:
+            raise InputError(
+                "--crf needs the package pydensecrf2, which is not installed (it does not build on Python 3.13). "
+                "Install it, or map with --no-crf."
+            )
+        return None, ("no CRF: pydensecrf2 is not installed",)
+    return CrfParams.from_dict(card.crf.get("params", {})), ()
+
+
+def agree(cards: Sequence[Card]) -> Card:
+    """Check that models can be averaged; the first one's card then speaks for all.
+
+    Raises:
+        ModelError: They want different input.
+    """
+    first = cards[0]
+    for other in cards[1:]:
+        if (other.bands, other.compression, other.resolution_m, other.scale) != (
+            first.bands,
+            first.compression,
+            first.resolution_m,
+            first.scale,
+        ):
+            raise ModelError(
+                f"Models {first.name} ({' '.join(first.bands)}, {first.resolution_m:g} m) and {other.name} "
+                f"({' '.join(other.bands)}, {other.resolution_m:g} m) want different input and cannot be averaged. "
+                "Map with each alone."
+            )
+    return first
+
+
+def fixed_normalizer(name: str, card: Card) -> Normalizer | None:
+    """The normalizer that ``--normalize`` names, or None for ``scene``.
+
+    Raises:
+        InputError: No such file, or it lacks a band.
+    """
+    if name == "scene":
+        return None
+    if name == "model":
+        found = Normalizer.from_dict(card.statistics)
+    elif name in NAMED:
+        found = NAMED[name]()
+    else:
+        found = Normalizer.load(Path(name))
+    return found.select(card.bands)

@@ -1,0 +1,57 @@
+"""Put trained networks together into one model, with thresholds of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from l4s_geo.errors import ModelError
+from l4s_geo.inference import choose_device, choose_dtype
+from l4s_geo.models import registry
+from l4s_geo.models.card import Card
+from l4s_geo.settings import agree
+from l4s_geo.tiling import PATCH
+from l4s_geo.train.split import DataOptions, load_split
+from l4s_geo.train.validate import tune
+
+
+def join(names: Sequence[str], data: DataOptions, out: Path, name: str, extra: dict[str, Any] | None = None) -> Card:
+    """Write an ensemble of the networks of several models.
+
+    Args:
+        names: Models, by name or directory.
+        data: Its ``validate`` blocks tune the thresholds of the ensemble.
+        out: Model directory to write.
+        name: Of the ensemble.
+        extra: Fields of the card to set, such as ``crf`` or ``metrics``.
+
+    Raises:
+        ModelError: The models want different input, or two networks have the same name.
+    """
+    models = [registry.find(n) for n in names]
+    card = agree([m.card for m in models])
+    pairs = [(m, n) for m in models for n in m.card.networks]
+    if len({n.weights for _, n in pairs}) < len(pairs):
+        raise ModelError(f"Two of the networks {', '.join(n.name for _, n in pairs)} have the same name; rename one.")
+    device = choose_device("auto")
+    networks = [registry.load_network(m, n) for m, n in pairs]
+    split = load_split(replace(data, synthetic=0, negatives=(), unseen=()), seed=0)
+    thresholds, metrics = tune(networks, split.validation, device, choose_dtype("auto", device), PATCH)
+    out.mkdir(parents=True, exist_ok=True)
+    for model, network in pairs:
+        shutil.copyfile(model.folder / network.weights, out / network.weights)
+    joined = replace(
+        card,
+        name=name,
+        networks=tuple(n for _, n in pairs),
+        thresholds=thresholds,
+        threshold_split=", ".join(data.validate) or "not tuned",
+        training={n.name: m.card.training for m, n in pairs},
+        metrics=metrics,
+        **(extra or {}),
+    )
+    joined.save(out)
+    return joined

@@ -1,0 +1,57 @@
+"""Score a network on labelled areas with the code that maps scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from l4s_geo.data.crops import Area
+from l4s_geo.inference import Ensemble, predict
+from l4s_geo.metrics import ThresholdCurve
+from l4s_geo.tiling import Tiling
+
+#: Thresholds by what they weigh: recall counts ``beta`` times as much as precision (van Rijsbergen 1979).
+BETAS = {"balanced": 1.0, "recall": 2.0, "precision": 0.5}
+
+
+class On(Protocol):
+    """Where to run."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def threshold_curve(ensemble: Ensemble, areas: Sequence[Area], patch: int, overlap: float = 0.5) -> ThresholdCurve:
+    """Counts at every threshold of the ensemble's mean probability over the labelled pixels of some areas."""
+    curve = ThresholdCurve()
+    stride = max(1, round(patch * (1 - overlap)))
+    for area in areas:
+        tiling = Tiling(area.truth.shape[0], area.truth.shape[1], patch, stride)
+        for row, p in predict(area.standardized_rows, tiling, ensemble, batch_size=16):
+            curve.update(p.mean(axis=0), area.truth[row : row + p.shape[1]])
+    return curve
+
+
+def score(net: nn.Module, areas: Sequence[Area], on: On, patch: int) -> dict[str, float]:
+    """Best F1 over all thresholds, the threshold, and F1 at 0.5."""
+    curve = threshold_curve(Ensemble([net], on.device, on.dtype), areas, patch, overlap=0.25)
+    threshold, best = curve.best_f(1.0)
+    return {"f1": best.f1, "threshold": threshold, "f1_at_0.5": curve.counts_at(0.5).f1}
+
+
+def tune(
+    networks: Sequence[nn.Module], areas: Sequence[Area], device: torch.device, dtype: torch.dtype, patch: int
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Thresholds of the best F1, F2 and F0.5 on validation areas (0.5 without any), and the figures there."""
+    if not areas:
+        return dict.fromkeys(BETAS, 0.5), {}
+    curve = threshold_curve(Ensemble(networks, device, dtype), areas, patch)
+    thresholds, figures = {}, {}
+    for name, beta in BETAS.items():
+        threshold, counts = curve.best_f(beta)
+        thresholds[name] = round(threshold, 3)
+        figures[name] = {k: round(getattr(counts, k), 4) for k in ("precision", "recall", "f1")}
+    return thresholds, {f"validation ({', '.join(a.name for a in areas)})": figures}

@@ -1,0 +1,278 @@
+"""Evaluation: every combination of raster and polygons, other grids, what is unknown, and bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.features import shapes
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import calculate_default_transform
+from shapely.geometry import MultiPolygon, Point, box, shape
+
+from l4s_geo.errors import InputError
+from l4s_geo.evaluate import evaluate
+from l4s_geo.metrics import Counts, confusion
+
+LABELS = Path(__file__).resolve().parents[2] / "shared" / "data" / "l4s_scenes" / "hokkaido" / "labels.tif"
+
+UTM = CRS.from_epsg(32654)
+ORIGIN = Affine(10, 0, 500_000, 0, -10, 4_700_000)
+
+
+def write_raster(
+    path: Path,
+    values: NDArray[Any],
+    *,
+    nodata: float | None = None,
+    transform: Affine = ORIGIN,
+    crs: CRS | None = UTM,
+) -> Path:
+    height, width = values.shape
+    options = {"width": width, "height": height, "count": 1, "dtype": values.dtype, "nodata": nodata}
+    with rasterio.open(path, "w", driver="GTiff", crs=crs, transform=transform, **options) as dst:
+        dst.write(values, 1)
+    return path
+
+
+def cells(*slices: tuple[slice, slice]) -> list[Any]:
+    """Polygons around pixels of the raster at ``ORIGIN``."""
+    return [
+        box(500_000 + 10 * c.start, 4_700_000 - 10 * r.stop, 500_000 + 10 * c.stop, 4_700_000 - 10 * r.start)
+        for r, c in slices
+    ]
+
+
+def write_polygons(path: Path, polygons: list[Any], layer: str = "landslides", **options: Any) -> Path:
+    gpd.GeoDataFrame({"id": range(len(polygons))}, geometry=polygons, crs=UTM).to_file(
+        path, layer=layer, engine="pyogrio", geometry_type="Polygon" if not polygons else None, **options
+    )
+    return path
+
+
+@pytest.fixture
+def truth() -> NDArray[np.uint8]:
+    """300 x 200 labels: a landslide of 40 x 40 and a strip of unknown pixels."""
+    labels = np.zeros((300, 200), np.uint8)
+    labels[100:140, 50:90] = 1
+    labels[:, 190:] = 255
+    return labels
+
+
+@pytest.fixture
+def prob(truth: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Half of the landslide found, as much again mapped beside it."""
+    values = np.full(truth.shape, 0.1, np.float32)
+    values[100:140, 70:110] = 0.8
+    return values
+
+
+EXPECTED = Counts(tp=800, fp=800, fn=800, tn=300 * 190 - 2400)
+
+
+def test_probability_against_labels(tmp_path: Path, truth: NDArray[Any], prob: NDArray[Any]) -> None:
+    pred, labels = write_raster(tmp_path / "p.tif", prob), write_raster(tmp_path / "t.tif", truth)
+    found = evaluate(pred, labels)
+    assert found.counts == EXPECTED == confusion(prob >= 0.5, truth)
+    assert found.blocks == 6
+    low, high = found.intervals["f1"]
+    assert low <= found.counts.f1 == 0.5 <= high
+    assert evaluate(pred, labels, threshold=0.9).counts.tp == 0
+    assert evaluate(pred, labels, threshold=0.05).counts.recall == 1
+
+
+@pytest.mark.parametrize("pred_kind", ["raster", "polygons"])
+@pytest.mark.parametrize("truth_kind", ["raster", "polygons"])
+def test_every_combination_gives_the_same_counts(
+    tmp_path: Path, truth: NDArray[Any], prob: NDArray[Any], pred_kind: str, truth_kind: str
+) -> None:
+    pred = (
+        write_raster(tmp_path / "p.tif", prob)
+        if pred_kind == "raster"
+        else write_polygons(tmp_path / "p.gpkg", cells(np.s_[100:140, 70:110]))
+    )
+    labels = (
+        write_raster(tmp_path / "t.tif", np.where(truth == 255, 0, truth).astype(np.uint8))
+        if truth_kind == "raster"
+        else write_polygons(tmp_path / "t.gpkg", cells(np.s_[100:140, 50:90]))
+    )
+    found = evaluate(pred, labels).counts
+    assert (found.tp, found.fp, found.fn) == (800, 800, 800)
+    both_polygons = pred_kind == truth_kind == "polygons"
+    assert found.total == (60 * 40 if both_polygons else 300 * 200)
+
+
+def test_rows_restrict_the_comparison(tmp_path: Path, truth: NDArray[Any], prob: NDArray[Any]) -> None:
+    pred, labels = write_raster(tmp_path / "p.tif", prob), write_raster(tmp_path / "t.tif", truth)
+    found = evaluate(pred, labels, rows=(120, 300))
+    assert found.counts == confusion(prob[120:] >= 0.5, truth[120:])
+    assert found.rows == (120, 300)
+    for rows in ((-1, 5), (5, 5), (0, 301)):
+        with pytest.raises(InputError, match="Rows"):
+            evaluate(pred, labels, rows=rows)
+
+
+def test_area_of_interest(tmp_path: Path, truth: NDArray[Any], prob: NDArray[Any]) -> None:
+    pred, labels = write_raster(tmp_path / "p.tif", prob), write_raster(tmp_path / "t.tif", truth)
+    inside = np.s_[90:130, 60:100]
+    aoi = write_polygons(tmp_path / "aoi.fgb", cells(inside), layer="area")
+    assert evaluate(pred, labels, aoi=aoi).counts == confusion(prob[inside] >= 0.5, truth[inside])
+
+
+def test_unseen_pixels_count_as_not_mapped(tmp_path: Path, truth: NDArray[Any], prob: NDArray[Any]) -> None:
+    labels = write_raster(tmp_path / "t.tif", truth)
+    hole = np.s_[100:120, 0:200]
+    holed = prob.copy()
+    holed[hole] = np.nan
+    raster = evaluate(write_raster(tmp_path / "p.tif", holed, nodata=np.nan), labels)
+    assert raster.counts == confusion(np.nan_to_num(holed) >= 0.5, truth)
+    assert raster.unseen_share == pytest.approx(20 / 300)
+    assert "not seen  6.67%" in raster.text()
+    vector = write_polygons(tmp_path / "p.gpkg", cells(np.s_[120:140, 70:110]))
+    write_polygons(vector, cells(hole), layer="not_seen", mode="a")
+    assert evaluate(vector, labels).counts == raster.counts
+    assert evaluate(vector, labels).unseen == raster.unseen
+
+
+def test_prediction_that_covers_a_part_on_another_grid(tmp_path: Path, truth: NDArray[Any]) -> None:
+    """Half of the pixels at half the size: outside is unseen, inside nothing is lost."""
+    labels = write_raster(tmp_path / "t.tif", truth)
+    fine = np.kron(truth[:, :100], np.ones((2, 2), np.uint8)).astype(np.uint8)
+    half = Affine(5, 0, ORIGIN.c, 0, -5, ORIGIN.f)
+    mask = evaluate(write_raster(tmp_path / "m.tif", fine, transform=half), labels)
+    assert mask.counts == Counts(tp=1600, tn=300 * 190 - 1600)
+    assert mask.unseen == 300 * 90
+    smooth = write_raster(tmp_path / "p.tif", fine.astype(np.float32), transform=half)
+    assert evaluate(smooth, labels).counts == mask.counts
+
+
+def test_probabilities_are_interpolated_and_masks_are_not(tmp_path: Path) -> None:
+    """Stripes of one column, shifted by half a pixel: the mean of two neighbours is 0.5 everywhere."""
+    stripes = np.tile(np.array([0, 1], np.uint8), (20, 10))
+    labels = write_raster(tmp_path / "t.tif", np.ones((20, 18), np.uint8))
+    shifted = Affine(10, 0, ORIGIN.c - 5, 0, -10, ORIGIN.f)
+    prob = write_raster(tmp_path / "p.tif", stripes.astype(np.float32), transform=shifted)
+    mask = write_raster(tmp_path / "m.tif", stripes, transform=shifted)
+    assert evaluate(prob, labels, threshold=0.45).counts.recall == 1
+    assert evaluate(prob, labels, threshold=0.55).counts.recall == 0
+    assert evaluate(mask, labels, threshold=0.55).counts.recall == 0.5
+
+
+def test_empty_prediction(tmp_path: Path, truth: NDArray[Any]) -> None:
+    labels = write_raster(tmp_path / "t.tif", truth)
+    found = evaluate(write_polygons(tmp_path / "p.gpkg", []), labels)
+    assert (found.counts.tp, found.counts.fp, found.counts.fn) == (0, 0, 1600)
+    assert found.to_dict()["precision"] is None
+    assert found.to_dict()["f1"] == 0
+    assert "precision not defined" in found.text()
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_labels_against_themselves_are_perfect() -> None:
+    if not LABELS.exists():
+        pytest.skip(f"no data in {LABELS}")
+    found = evaluate(LABELS, LABELS)
+    assert found.counts.f1 == found.counts.iou == 1
+    assert found.unseen == 0
+    assert found.intervals["f1"] == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["raster", "polygons"])
+def test_real_labels_survive_the_way_to_utm_and_back(tmp_path: Path, kind: str) -> None:
+    if not LABELS.exists():
+        pytest.skip(f"no data in {LABELS}")
+    with rasterio.open(LABELS) as src:
+        size = src.width, src.height
+        transform, width, height = calculate_default_transform(src.crs, UTM, *size, *src.bounds, resolution=10)
+        with WarpedVRT(src, crs=UTM, transform=transform, width=width, height=height) as vrt:
+            warped = vrt.read(1)
+    if kind == "raster":
+        pred = write_raster(tmp_path / "p.tif", warped, nodata=255, transform=transform)
+    else:
+        found = shapes((warped == 1).astype(np.uint8), warped == 1, transform=transform)
+        pred = write_polygons(tmp_path / "p.gpkg", [shape(geometry) for geometry, _ in found])
+    result = evaluate(pred, LABELS)
+    assert result.counts.f1 > 0.9
+    assert result.unseen_share < 0.01
+
+
+def test_geojson_shapefile_and_parquet_are_read(tmp_path: Path, truth: NDArray[Any]) -> None:
+    labels = write_raster(tmp_path / "t.tif", truth)
+    frame = gpd.GeoDataFrame(geometry=[MultiPolygon(cells(np.s_[100:140, 50:90]))], crs=UTM)
+    frame.to_crs(4326).to_file(tmp_path / "p.geojson")
+    frame.to_file(tmp_path / "p.shp")
+    frame.to_parquet(tmp_path / "p.parquet")
+    for name in ("p.geojson", "p.shp", "p.parquet"):
+        assert evaluate(tmp_path / name, labels).counts.f1 == 1
+
+
+def test_bad_values_are_refused(tmp_path: Path, truth: NDArray[Any], prob: NDArray[Any]) -> None:
+    good, labels = write_raster(tmp_path / "p.tif", prob), write_raster(tmp_path / "t.tif", truth)
+    for name, values, nodata, message in (
+        ("percent.tif", prob * 100, None, "holds the value 10; expected probabilities"),
+        ("classes.tif", truth * 7, None, "expected 0, 1 and 255"),
+        ("zero.tif", truth, 0, "0 as nodata"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(write_raster(tmp_path / name, values, nodata=nodata), labels)
+    with pytest.raises(InputError, match="holds probabilities"):
+        evaluate(labels, good)
+    with pytest.raises(InputError, match="between 0 and 1"):
+        evaluate(good, labels, threshold=1.2)
+
+
+def test_inputs_that_do_not_meet_are_refused(tmp_path: Path, truth: NDArray[Any], prob: NDArray[Any]) -> None:
+    labels = write_raster(tmp_path / "t.tif", truth)
+    away = Affine(10, 0, ORIGIN.c + 50_000, 0, -10, ORIGIN.f)
+    for pred in (
+        write_raster(tmp_path / "p.tif", prob, transform=away),
+        write_polygons(tmp_path / "p.gpkg", cells(np.s_[5000:5010, 0:10])),
+    ):
+        with pytest.raises(InputError, match="Nothing to compare"):
+            evaluate(pred, labels)
+    unknown = write_raster(tmp_path / "u.tif", np.full_like(truth, 255))
+    with pytest.raises(InputError, match="No labelled pixel"):
+        evaluate(write_raster(tmp_path / "q.tif", prob), unknown)
+    empty = write_polygons(tmp_path / "e.gpkg", [])
+    with pytest.raises(InputError, match="holds a polygon"):
+        evaluate(empty, empty)
+
+
+def test_files_that_cannot_be_used_are_refused(tmp_path: Path, truth: NDArray[Any], prob: NDArray[Any]) -> None:
+    labels = write_raster(tmp_path / "t.tif", truth)
+    junk = tmp_path / "junk.tif"
+    junk.write_bytes(b"no raster")
+    broken = tmp_path / "broken.gpkg"
+    broken.write_bytes(b"no polygons")
+    two = write_polygons(tmp_path / "two.gpkg", cells(np.s_[0:2, 0:2]), layer="a")
+    write_polygons(two, cells(np.s_[0:2, 0:2]), layer="b", mode="a")
+    points = tmp_path / "points.geojson"
+    gpd.GeoDataFrame(geometry=[Point(1, 2)], crs=4326).to_file(points)
+    nowhere = write_raster(tmp_path / "nowhere.tif", prob[:50], crs=None)
+    for pred, message in (
+        (tmp_path / "missing.tif", "no file"),
+        (junk, "Cannot open .*junk.tif"),
+        (broken, "Cannot read polygons from .*broken.gpkg"),
+        (two, "has: a, b"),
+        (points, "Point geometries"),
+        (nowhere, "no CRS"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(pred, labels)
+
+
+def test_truncated_raster_is_named(tmp_path: Path, truth: NDArray[Any]) -> None:
+    labels = write_raster(tmp_path / "t.tif", truth)
+    noise = np.random.default_rng(0).random(truth.shape, dtype=np.float32)
+    pred = write_raster(tmp_path / "p.tif", noise)
+    pred.write_bytes(pred.read_bytes()[:-100_000])
+    with pytest.raises(InputError, match=r"Cannot read .*p\.tif"):
+        evaluate(pred, labels)
