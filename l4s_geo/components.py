@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-import shapely  # type: ignore[import-untyped]
+import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.features import shapes

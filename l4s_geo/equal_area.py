@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import shapely  # type: ignore[import-untyped]
+import shapely
 from affine import Affine
 from pyproj import CRS as ProjCRS
 from pyproj import Transformer
@@ -28,8 +28,8 @@ class EqualArea:
     """Metres around a pixel, in a Lambert azimuthal equal-area projection on the scene's own ellipsoid.
 
     Areas are those on the ellipsoid everywhere. Lengths are off by d^2 / 8 R^2 at distance d from the middle
-    (Snyder 1987, doi:10.3133/pp1395): 4 parts in 100,000 at 110 km, the size of a Sentinel-2 tile. All
-    vertices are projected at once, much faster than geodesics one by one. Coordinates of a local system, without a
+    (Snyder 1987, doi:10.3133/pp1395): 4 parts in 100,000 at 110 km, the size of a Sentinel-2 tile. Projecting
+    all vertices at once is much faster than geodesics one by one. Coordinates of a local system, without a
     place on Earth, are taken as plane.
 
     Attributes:

@@ -20,6 +20,7 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj import CRS as CRSText
 from pyproj.exceptions import CRSError, ProjError
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
@@ -29,6 +30,7 @@ from rasterio.transform import array_bounds
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
+from shapely.geometry import Polygon
 
 from l4s_geo.errors import InputError
 from l4s_geo.metrics import IGNORE, Counts, Evaluation, block_counts, bootstrap
@@ -65,7 +67,7 @@ def evaluate(
         truth: Label raster (0 background, 1 landslide, 255 or nodata unknown) or polygons.
         threshold: Pixels of at least this probability count as mapped.
         rows: First row and end of the rows of the common grid to compare; None compares all.
-        aoi: Polygons to compare inside of; None compares everywhere.
+        aoi: Polygons to compare inside of, or a raster whose extent is meant; None compares everywhere.
         seed: Of the bootstrap.
 
     Raises:
@@ -78,7 +80,7 @@ def evaluate(
     unseen = 0
     with ExitStack() as stack:
         mapped, reference = _open(pred, stack), _open(truth, stack)
-        area = None if aoi is None else _Vector(_existing(aoi))
+        area = None if aoi is None else _area(_existing(aoi))
         grid = _common_grid(mapped, reference, area)
         first, end = _checked_rows(rows, grid)
         read_prob, read_truth = mapped.on(grid), _labels(reference, grid, area)
@@ -114,7 +116,23 @@ def evaluate(
 def _open(path: str | Path, stack: ExitStack) -> _Raster | _Vector:
     """By extension: one of the vector formats, else whatever GDAL opens as a raster."""
     found = _existing(path)
-    return _Vector(found) if found.lower().endswith(_VECTOR_SUFFIXES) else _Raster(found, stack)
+    return _Vector(found, *_read_polygons(found)) if found.lower().endswith(_VECTOR_SUFFIXES) else _Raster(found, stack)
+
+
+def _area(path: str) -> _Vector:
+    """Polygons, or the frame of a raster."""
+    if path.lower().endswith(_VECTOR_SUFFIXES):
+        landslides, unseen = _read_polygons(path)
+        return _Vector(path, landslides, unseen)
+    with ExitStack() as stack:
+        grid = _Raster(path, stack).grid
+    if grid.crs is None:
+        raise InputError(f"{path} has no CRS, so its frame cannot be laid over anything. Assign its CRS first.")
+    corners = [(0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height)]
+    frame = Polygon([grid.transform * c for c in corners])
+    # Straight in its own CRS, bent in another: points on the way keep it in place.
+    frame = gpd.GeoSeries([frame.segmentize(frame.length / 100)], crs=CRSText(grid.crs.to_wkt()))
+    return _Vector(path, frame, frame.iloc[:0])
 
 
 def _existing(path: str | Path) -> str:
@@ -245,9 +263,8 @@ class _Vector:
     Polygons of a layer ``not_seen``, where there is one, are unknown; everything else is background.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.landslides, self.unseen = _read_polygons(path)
+    def __init__(self, path: str, landslides: gpd.GeoSeries, unseen: gpd.GeoSeries) -> None:
+        self.path, self.landslides, self.unseen = path, landslides, unseen
 
     def project(self, crs: CRS | None) -> tuple[gpd.GeoSeries, gpd.GeoSeries]:
         """Both layers in another CRS."""

@@ -2,7 +2,7 @@
 
 Standardizing every region with its own statistics is what the winners of Landslide4Sense call separated
 normalization (Ghorbanzadeh et al. 2022, IEEE JSTARS 15, doi:10.1109/JSTARS.2022.3220845). Here the statistics
-are quantiles, so that clouds, snow, borders and the landslides themselves hardly move them.
+are a median and a winsorized standard deviation, which clouds, snow and borders move little.
 """
 
 from __future__ import annotations
@@ -197,20 +197,35 @@ class RobustStats:
         found: NDArray[np.float64] = at + self.low + share
         return found
 
+    def spread(self) -> NDArray[np.float64]:
+        """Winsorized standard deviation of every band, (C,): values beyond the 2 % and 98 % quantiles count as these.
+
+        The bright tail (scars, gravel, fields) must count: scaled by it, landslides of three regions of Landslide4Sense
+        stand out by 2.3 to 3.3 scales, scaled by the 16..84 % range by 2.7 to 5.5. Clouds must not: the tail is cut at
+        eight times that range.
+        """
+        low, median, high = (self.quantile(q) for q in (0.02, 0.5, 0.98))
+        core = 4 * np.maximum(self.quantile(0.84) - self.quantile(0.16), 1.0)
+        values = np.arange(BINS) + self.low + 0.5
+        found = np.empty(len(self.bands))
+        for i, counts in enumerate(self.counts):
+            clipped = np.clip(values, max(low[i], median[i] - core[i]), min(high[i], median[i] + core[i]))
+            mean = np.average(clipped, weights=counts)
+            found[i] = np.sqrt(np.average((clipped - mean) ** 2, weights=counts))
+        return found
+
     def normalizer(self, compression: Compression = "asinh", source: str = "") -> Normalizer:
-        """Centre = median, scale = half the 16..84 % range (one sigma of a normal distribution).
+        """Centre = median, scale = ``spread``.
 
         Raises:
             InputError: No valid pixel was counted.
         """
         if not self.pixels:
             raise InputError(f"No valid pixel to take statistics from ({source or 'scene'}); check nodata and masks.")
-        low, mid, high = (self.quantile(q) for q in (0.16, 0.5, 0.84))
-        scale = np.maximum((high - low) / 2, 1.0)
         return Normalizer(
             self.bands,
-            tuple(round(float(v), 3) for v in mid),
-            tuple(round(float(v), 3) for v in scale),
+            tuple(round(float(v), 3) for v in self.quantile(0.5)),
+            tuple(round(max(float(v), 1.0), 3) for v in self.spread()),
             compression,
             source,
             self.pixels,

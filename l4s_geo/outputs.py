@@ -8,7 +8,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,11 @@ import numpy as np
 import pyogrio
 import rasterio
 import rasterio.shutil
-from affine import Affine
-from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from pyproj.exceptions import ProjError
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
-from rasterio.windows import Window
 
 from l4s_geo.errors import OutputError
 from l4s_geo.qgis import write_styles
@@ -185,61 +182,11 @@ def _write_layer(path: Path, driver: str, name: str, layer: gpd.GeoDataFrame, **
     )
 
 
-@contextmanager
-def strip_raster(
-    path: Path, *, width: int, height: int, bands: Sequence[str], transform: Affine, crs: CRS
-) -> Iterator[Callable[[int, NDArray[np.float32]], None]]:
-    """Open a plain float32 GeoTIFF that strips are written into, NaN where nothing was seen.
-
-    It passes a scene from stage to stage: fast to write and to read by rows. ``write_cog`` makes the file for
-    users of it.
-
-    Args:
-        path: Of the raster; it is written in place, so choose a temporary one.
-        width: Columns.
-        height: Rows.
-        bands: Description of each band.
-        transform: From (column, row) to coordinates.
-        crs: Of the coordinates.
-
-    Yields:
-        ``write(row, strip)``: strip is (bands, h, width) float32.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    with _failing_as(path):
-        raster = rasterio.open(
-            path,
-            "w",
-            driver="GTiff",
-            width=width,
-            height=height,
-            count=len(bands),
-            dtype="float32",
-            nodata=math.nan,
-            transform=transform,
-            crs=crs,
-            BIGTIFF="IF_SAFER",
-        )
-        raster.descriptions = tuple(bands)
-
-    def write(row: int, strip: NDArray[np.float32]) -> None:
-        with _failing_as(path):
-            raster.write(strip, window=Window(0, row, width, strip.shape[1]))
-
-    try:
-        yield write
-    finally:
-        with _failing_as(path):
-            raster.close()
-
-
 def write_cog(source: Path, path: Path, tags: Mapping[str, str]) -> None:
     """Make a Cloud-Optimized GeoTIFF with overviews.
 
     Args:
-        source: A finished ``strip_raster``; it gets the tags too.
+        source: A closed GeoTIFF, with NaN as nodata and descriptions of its bands; it gets the tags too.
         path: Of the output, ``.tif`` or ``.tiff``.
         tags: Metadata of the file, such as the provenance.
 

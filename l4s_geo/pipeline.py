@@ -26,6 +26,7 @@ from l4s_geo.results import (
     MapResult,
     check_outputs,
     file_size,
+    ground_area,
     limited_cache,
     vectorize,
     versions,
@@ -228,5 +229,6 @@ def _provenance(
         "normalization": normalizer.to_dict(),
         "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype},
         "seen_share": round(seen, 6),
+        "area_m2": ground_area(scene.grid),
         "notes": [*scene.notes, *settings.notes],
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import geopandas as gpd
 import numpy as np
-import shapely  # type: ignore[import-untyped]
+import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS as ProjCRS

@@ -23,7 +23,7 @@ from l4s_geo import __version__, outputs
 from l4s_geo.errors import OutputError
 from l4s_geo.polygons import Block, landslide_polygons, not_seen_polygons
 from l4s_geo.raster import Layered, WorkRaster, row_windows
-from l4s_geo.scene import Scene
+from l4s_geo.scene import Grid, Scene
 from l4s_geo.scene.terrain import aspect_degrees
 
 #: Bands of a probability raster.
@@ -164,6 +164,12 @@ def versions() -> dict[str, str]:
     }
 
 
+def ground_area(grid: Grid) -> float:
+    """Area of a grid in m2, from the size of its centre pixel."""
+    x, y = grid.pixel_size_m()
+    return round(x * y * grid.width * grid.height, 1)
+
+
 def file_size(path: str | Path) -> int | None:
     """Bytes of a local file; None for folders, globs and addresses."""
     try:
@@ -206,12 +212,14 @@ def write_all(
 
 def _summary(layers: Layers, record: Mapping[str, Any], out: Path, clock: Clock) -> dict[str, Any]:
     areas = layers.landslides["area_m2"]
+    seen_m2 = record["seen_share"] * record["area_m2"]
     return {
         "out": str(out),
         "landslides": len(areas),
         "area_m2": round(float(areas.sum()), 1),
         "largest_m2": round(float(areas.max()), 1) if len(areas) else 0.0,
         "seen_share": record["seen_share"],
+        "landslide_share": round(float(areas.sum()) / seen_m2, 6) if seen_m2 else 0.0,
         "threshold": record["settings"]["threshold"],
         "notes": record["notes"],
         "seconds": {**clock.seconds, "total": round(sum(clock.seconds.values()), 3)},

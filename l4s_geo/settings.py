@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from l4s_geo import crf
@@ -109,9 +109,10 @@ def decide(options: MapOptions, cards: Sequence[Card]) -> Settings:
     preset = PRESETS[options.preset]
     overlap = preset.overlap if options.overlap is None else options.overlap
     tuned = [c.thresholds[preset.threshold] for c in cards]
-    params, notes = _crf(options, cards[0])
+    threshold = sum(tuned) / len(tuned) if options.threshold is None else options.threshold
+    params, notes = _crf(options, cards[0], threshold)
     return Settings(
-        threshold=sum(tuned) / len(tuned) if options.threshold is None else options.threshold,
+        threshold=threshold,
         min_area=preset.min_area if options.min_area is None else options.min_area,
         max_hole=preset.max_hole if options.max_hole is None else options.max_hole,
         simplify=options.simplify,
@@ -122,7 +123,7 @@ def decide(options: MapOptions, cards: Sequence[Card]) -> Settings:
     )
 
 
-def _crf(options: MapOptions, card: Card) -> tuple[CrfParams | None, tuple[str, ...]]:
+def _crf(options: MapOptions, card: Card, threshold: float) -> tuple[CrfParams | None, tuple[str, ...]]:
     wanted = bool(card.crf.get("default", False)) and options.preset != "fast" if options.crf is None else options.crf
     if not wanted:
         return None, ()
@@ -133,7 +134,14 @@ def _crf(options: MapOptions, card: Card) -> tuple[CrfParams | None, tuple[str, 
                 "Install it, or map with --no-crf."
             )
         return None, ("no CRF: pydensecrf2 is not installed",)
-    return CrfParams.from_dict(card.crf.get("params", {})), ()
+    tuned = CrfParams.from_dict(card.crf.get("params", {}))
+    return at_threshold(tuned, threshold), ()
+
+
+def at_threshold(params: CrfParams, threshold: float) -> CrfParams:
+    """The same CRF around another threshold, which has to lie among the undecided probabilities."""
+    t = min(max(threshold, 0.01), 0.99)
+    return replace(params, threshold=t, lo=min(params.lo, t / 2), hi=max(params.hi, (1 + t) / 2))
 
 
 def agree(cards: Sequence[Card]) -> Card:

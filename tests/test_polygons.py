@@ -3,7 +3,6 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
@@ -13,7 +12,6 @@ import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from pyproj import Geod
 from rasterio.crs import CRS
@@ -22,8 +20,7 @@ from rasterio.transform import array_bounds
 from scipy import ndimage
 
 from l4s_geo.polygons import Block, landslide_polygons, not_seen_polygons
-
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+from tests.conftest import DATA, needs_data
 
 UTM = CRS.from_epsg(32654)
 TEN = Affine(10, 0, 500_000, 0, -10, 4_700_000)
@@ -61,13 +58,14 @@ def polygons(
 
 @st.composite
 def cut_rasters(draw: st.DrawFn) -> tuple[NDArray[np.float32], tuple[int, ...]]:
-    shape = draw(st.tuples(st.integers(1, 14), st.integers(1, 12)))
-    prob = draw(hnp.arrays(np.float32, shape, elements=st.sampled_from([0.25, 0.5, 0.75, 1.0, np.nan])))
-    cuts = draw(st.sets(st.sampled_from(range(1, shape[0])))) if shape[0] > 1 else set()
-    return prob, tuple(sorted(cuts))
+    # Drawn by a seed: arrays of hypothesis are mostly one value, and components then never meet at corners
+    h, w, seed = draw(st.integers(1, 14)), draw(st.integers(1, 12)), draw(st.integers(0, 2**32))
+    rng = np.random.default_rng(seed)
+    prob = rng.choice(np.array([0.25, 0.25, 0.25, 0.5, 0.75, np.nan], np.float32), (h, w))
+    return prob, tuple(row for row in range(1, h) if rng.random() < 0.4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cut_rasters())
 def test_polygons_are_the_components_of_the_whole(case: tuple[NDArray[np.float32], tuple[int, ...]]) -> None:
     prob, cuts = case
@@ -275,7 +273,7 @@ def test_memory_does_not_grow_with_height() -> None:
     assert peak(24) < 1.15 * peak(6)
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason=f"the shared data are not at {DATA}")
+@needs_data
 def test_real_labels_keep_their_area() -> None:
     with rasterio.open(DATA / "l4s_scenes" / "hokkaido" / "labels.tif") as raster:
         labels, transform, crs = raster.read(1), raster.transform, raster.crs

@@ -17,6 +17,7 @@ from l4s_geo.errors import InputError, ModelError
 from l4s_geo.models import registry, zoo
 from l4s_geo.progress import Silent
 from l4s_geo.train.augment import Augmentation, augment, geometry
+from l4s_geo.train.join import join
 from l4s_geo.train.losses import cross_entropy, cross_entropy_jaccard, jaccard_loss
 from l4s_geo.train.split import DataOptions, load_split
 from l4s_geo.train.trainer import TrainOptions, one_cycle, train
@@ -220,3 +221,25 @@ def test_unknown_model_and_network_are_refused(tmp_path):
         registry.find(str(tmp_path / "nothing"))
     with pytest.raises(ModelError, match="Unknown network"):
         zoo.preset("resnet-9000")
+
+
+def test_joined_models_average_and_get_thresholds_and_a_crf_of_their_own(scene, tmp_path, tiny):
+    for name, seed in (("a", 1), ("b", 2)):
+        train(options(scene, tmp_path / name, steps=25, seed=seed, learning_rate=5e-3), Silent())
+        card = json.loads((tmp_path / name / "card.json").read_text())
+        (network,) = card["networks"]
+        weights = tmp_path / name / network["weights"]
+        weights.rename(weights.with_name(f"{name}.safetensors"))
+        network |= {"name": name, "weights": f"{name}.safetensors"}
+        (tmp_path / name / "card.json").write_text(json.dumps(card))
+    data = DataOptions((str(scene),), validate=("valley:192-256",))
+    names = [str(tmp_path / "a"), str(tmp_path / "b")]
+    card = join(names, data, tmp_path / "both", "both")
+    model = registry.find(str(tmp_path / "both"))
+    assert [n.name for n in model.card.networks] == ["a", "b"]
+    for network in model.card.networks:
+        registry.load_network(model, network)
+    assert card.crf["tried"] > 5
+    assert 0 < card.crf["f1_with"] <= 1
+    with pytest.raises(ModelError, match="same name"):
+        join(names[:1] * 2, data, tmp_path / "twice", "twice")

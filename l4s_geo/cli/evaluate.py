@@ -29,12 +29,14 @@ def row_range(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     metavar="ROW0-ROW1",
     help="Only pixel rows ROW0 up to, not including, ROW1 of TRUTH.",
 )
+@click.option("--aoi", metavar="FILE", help="Only inside these polygons, or inside the frame of this raster.")
 @report_options
 def command(
     pred: str,
     truth: str,
     threshold: float,
     rows: tuple[int, int] | None,
+    aoi: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -46,5 +48,5 @@ def command(
     from l4s_geo.evaluate import evaluate
 
     with reporting(quiet, verbose):
-        found = evaluate(pred, truth, threshold=threshold, rows=rows)
+        found = evaluate(pred, truth, threshold=threshold, rows=rows, aoi=aoi)
     emit(found.to_dict(), found.text(), as_json)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
-from l4s_geo.cli.options import emit, plain
+from l4s_geo.cli.options import FILE, emit, plain
 
 
 @click.group("models")
 def command() -> None:
-    """List the bundled models, or show a model's card."""
+    """List the bundled models, show a model's card, or join models."""
 
 
 @command.command("list")
@@ -39,6 +40,28 @@ def show(name: str, as_json: bool) -> None:
 
     card = load_card(name).to_dict()
     emit(card, "\n".join(f"{key}: {_readable(value)}" for key, value in card.items()), as_json)
+
+
+@command.command("join")
+@click.argument("names", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--out", type=FILE, required=True, metavar="DIR", help="Model directory to write.")
+@click.option("--data", "scenes", multiple=True, required=True, metavar="DIR", help="Labelled scene; repeatable.")
+@click.option(
+    "--validate",
+    multiple=True,
+    required=True,
+    metavar="NAME:ROW0-ROW1",
+    help="Pixel rows to tune the thresholds on; no model may have been trained on them.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def join_(names: tuple[str, ...], out: Path, scenes: tuple[str, ...], validate: tuple[str, ...], as_json: bool) -> None:
+    """Make one model of several: their networks' probabilities are averaged."""
+    from l4s_geo.train.join import join
+    from l4s_geo.train.split import DataOptions
+
+    card = join(names, DataOptions(scenes, validate=validate), out, out.name)
+    text = f"Model {card.name} with {len(card.networks)} networks in {out}: thresholds {card.thresholds}"
+    emit(card.to_dict(), text, as_json)
 
 
 def _readable(value: object) -> str:

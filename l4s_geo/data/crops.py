@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,11 @@ class Area:
         for start, stop in holdouts:
             image[:, start:stop], truth[start:stop], valid[start:stop] = 0, UNKNOWN, False
         return make_area(self.name, self.normalizer.bands, image, truth, valid, compression)
+
+    def with_contrast(self, gain: float) -> Area:
+        """The same region with its contrast multiplied, as another region might show it."""
+        normalizer = replace(self.normalizer, scale=tuple(s / gain for s in self.normalizer.scale))
+        return replace(self, name=f"{self.name} x{gain:g}", normalizer=normalizer)
 
     def standardized_rows(self, row: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """What ``l4s_geo.inference.predict`` reads: standardized rows and their valid mask."""

@@ -69,7 +69,9 @@ class Grid:
 
     def part(self, window: Window) -> Grid:
         """The grid of a window of this one."""
-        shifted = self.transform * Affine.translation(window.col_off, window.row_off)
+        t = self.transform
+        x, y = t.a * window.col_off + t.b * window.row_off, t.d * window.col_off + t.e * window.row_off
+        shifted = Affine(t.a, t.b, t.c + x, t.d, t.e, t.f + y)
         return Grid(self.crs, shifted, int(window.width), int(window.height))
 
     def pixel_size_m(self) -> tuple[float, float]:

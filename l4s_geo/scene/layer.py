@@ -135,7 +135,7 @@ def band_layers(rasters: Sequence[Raster], grid: Grid, terrain: set[str]) -> Ite
 
 
 def terrain_layers(terrain: dict[str, Raster], inside: Collection[str], grid: Grid) -> Iterator[Layer]:
-    """Elevation and slope; slope from elevation unless ``terrain`` or the bands ``inside`` the scene have it."""
+    """Elevation and slope; slope from elevation unless ``terrain`` or bands ``inside`` the scene have it."""
     for name, raster in terrain.items():
         _check_overlap(raster, grid)
         if name == "dem" and "slope" not in {*terrain, *inside}:

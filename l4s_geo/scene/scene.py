@@ -57,13 +57,8 @@ class Scene:
         notes: Sequence[str],
         stack: ExitStack,
     ) -> None:
-        names = [name for layer in layers for name in layer.names]
         self.name, self.source, self.date = selection.name, source, selection.date
-        self.grid, self.native_crs, self.units = grid, native_crs, units
-        self.bands = (
-            *(n for n in names if n not in TERRAIN_BANDS),
-            *(n for n in TERRAIN_BANDS if n in names),
-        )
+        self.grid, self.native_crs, self.units, self.bands = grid, native_crs, units, tuple(bands)
         self.notes = list(notes)
         self._layers, self._stack = tuple(layers), stack
 
@@ -190,7 +185,7 @@ def open_terrain(grid: Grid, *, dem: str | Path | None, slope: str | Path | None
         return Scene(
             layers,
             grid,
-            tuple(name for layer in layers for name in layer.names),
+            _band_order((), layers),
             source=", ".join(paths),
             selection=Selection(paths, False, "terrain", None),
             native_crs=grid.crs,
@@ -224,7 +219,8 @@ def _notes(layers: Sequence[Layer], native: Grid, grid: Grid) -> Iterator[str]:
     for layer in layers:
         share = share_covered(layer.native, native)
         if share < 1:
-            yield f"{' and '.join(layer.names)} cover only {share:.0%} of the scene; nothing is mapped elsewhere"
+            names = " and ".join(layer.names)
+            yield f"{names}: {share:.0%} of the scene covered, nothing is mapped elsewhere"
 
 
 def _sample(scene: Scene, thorough: bool) -> NDArray[np.float32]:

@@ -14,8 +14,8 @@ _A, _E2 = 6378137.0, 0.00669437999014
 def slope_degrees(dem: NDArray[np.float32], valid: NDArray[np.bool_], grid: Grid) -> NDArray[np.float32]:
     """Slope by the third-order finite difference of Horn (1981), "Hill shading and the reflectance map".
 
-    A missing neighbour (nodata or outside) continues the plane through the opposite one, so a tilted plane
-    has its slope up to the very border.
+    A missing neighbour (nodata or outside) continues the plane through the others, so a tilted plane has its
+    slope up to the very border.
 
     Args:
         dem: (h, w) elevation, metres.
@@ -55,8 +55,11 @@ def _gradient(
     padded = np.pad(centre, 1, constant_values=np.nan)
 
     def at(row: int, col: int) -> NDArray[np.float64]:
+        """The neighbour so many rows and columns away, continued where missing."""
         h, w = centre.shape
         there = padded[1 + row : 1 + row + h, 1 + col : 1 + col + w]
+        if row and col:
+            return np.where(np.isnan(there), at(row, 0) + at(0, col) - centre, there)
         opposite = padded[1 - row : 1 - row + h, 1 - col : 1 - col + w]
         continued = np.where(np.isnan(opposite), centre, 2 * centre - opposite)
         return np.where(np.isnan(there), continued, there)

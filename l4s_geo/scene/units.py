@@ -34,13 +34,13 @@ def settle_units(units: str, kinds: Collection[str], values: NDArray[np.float32]
     floats = any("float" in kind for kind in kinds)
     if units == "auto" and "uint8" in kinds:
         raise InputError(
-            f"{source} has bytes (uint8), which are no Sentinel-2 digital numbers. If it is a picture for the "
-            "eye, say so with --units byte; the original bands would be mapped better."
+            f"{source} has bytes (uint8), which are no Sentinel-2 digital numbers. If it is a picture for "
+            "the eye, say so with --units byte; the original bands would be mapped better."
         )
     if units == "auto" and floats and values.max() <= REFLECTANCE_MAX:
         raise InputError(
-            f"{source} has values from {values.min():.4g} to {values.max():.4g}, like reflectance. If so, give "
-            "--units reflectance."
+            f"{source} has values from {values.min():.4g} to {values.max():.4g}, like reflectance. If so, "
+            "give --units reflectance."
         )
     if units == "reflectance" and (not floats or np.median(values) > REFLECTANCE_MAX * FULL):
         raise InputError(

@@ -36,14 +36,14 @@ class Augmentation:
     affine_share: float = 0.6
     scale: float = 0.35
     stretch: float = 0.2
-    gain: float = 0.3
-    gain_shift: float = -0.25
+    gain: float = 0.25
+    gain_shift: float = -0.15
     band_gain: float = 0.15
-    offset: float = 0.25
-    band_offset: float = 0.2
+    offset: float = 0.15
+    band_offset: float = 0.12
     gamma: float = 0.1
-    haze: float = 0.5
-    noise: float = 0.15
+    haze: float = 0.3
+    noise: float = 0.1
 
 
 def affine(count: int, size: int, patch: int, how: Augmentation, generator: torch.Generator) -> torch.Tensor:

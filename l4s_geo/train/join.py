@@ -6,27 +6,26 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from l4s_geo.errors import ModelError
-from l4s_geo.inference import choose_device, choose_dtype
+from l4s_geo.inference import Ensemble, choose_device, choose_dtype
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.settings import agree
 from l4s_geo.tiling import PATCH
 from l4s_geo.train.split import DataOptions, load_split
+from l4s_geo.train.tune_crf import tune_crf
 from l4s_geo.train.validate import tune
 
 
-def join(names: Sequence[str], data: DataOptions, out: Path, name: str, extra: dict[str, Any] | None = None) -> Card:
-    """Write an ensemble of the networks of several models.
+def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
+    """Write an ensemble of the networks of several models, with thresholds and a CRF tuned for it.
 
     Args:
         names: Models, by name or directory.
-        data: Its ``validate`` blocks tune the thresholds of the ensemble.
+        data: Its ``validate`` blocks tune the thresholds and the CRF of the ensemble.
         out: Model directory to write.
         name: Of the ensemble.
-        extra: Fields of the card to set, such as ``crf`` or ``metrics``.
 
     Raises:
         ModelError: The models want different input, or two networks have the same name.
@@ -37,9 +36,12 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str, extra: d
     if len({n.weights for _, n in pairs}) < len(pairs):
         raise ModelError(f"Two of the networks {', '.join(n.name for _, n in pairs)} have the same name; rename one.")
     device = choose_device("auto")
+    dtype = choose_dtype("auto", device)
     networks = [registry.load_network(m, n) for m, n in pairs]
-    split = load_split(replace(data, synthetic=0, negatives=(), unseen=()), seed=0)
-    thresholds, metrics = tune(networks, split.validation, device, choose_dtype("auto", device), PATCH)
+    split = load_split(replace(data, bands=card.bands, compression=card.compression, resolution=card.resolution_m), 0)
+    thresholds, metrics = tune(networks, split.validation, device, dtype, PATCH)
+    ensemble = Ensemble(networks, device, dtype)
+    crf = tune_crf(ensemble, split.validation, thresholds["balanced"], PATCH, PATCH // 2)
     out.mkdir(parents=True, exist_ok=True)
     for model, network in pairs:
         shutil.copyfile(model.folder / network.weights, out / network.weights)
@@ -50,8 +52,8 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str, extra: d
         thresholds=thresholds,
         threshold_split=", ".join(data.validate) or "not tuned",
         training={n.name: m.card.training for m, n in pairs},
+        crf=crf,
         metrics=metrics,
-        **(extra or {}),
     )
     joined.save(out)
     return joined
