@@ -20,3 +20,8 @@ class ModelError(L4SError):
 
 class OutputError(L4SError):
     """An output that cannot be written; whatever was there before is untouched."""
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong in a library: its error's cause where the error itself only points there."""
+    return str(error.__cause__ or error).rstrip(". ")

@@ -32,7 +32,7 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 from shapely.geometry import Polygon
 
-from l4s_geo.errors import InputError
+from l4s_geo.errors import InputError, reason
 from l4s_geo.metrics import IGNORE, Counts, Evaluation, block_counts, bootstrap
 
 #: Side of the blocks that the bootstrap draws, in pixels: a Landslide4Sense patch.
@@ -244,7 +244,7 @@ class _Raster:
         try:
             band = source.read(1, window=window, masked=True)
         except RasterioError as e:
-            raise InputError(f"Cannot read {self.path}: {e}. The file seems damaged; write it again.") from e
+            raise InputError(f"Cannot read {self.path}: {reason(e)}. The file seems damaged; write it again.") from e
         values: NDArray[np.float32] = band.astype(np.float32).filled(nan)
         if self.is_mask:
             values[values == IGNORE] = nan

@@ -138,9 +138,16 @@ class Normalizer:
             InputError: The file is missing or is not such a JSON.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text()))
+            values = json.loads(path.read_text())
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-            raise InputError(f"Cannot read band statistics from {path}: {e}.") from e
+            why = e.strerror if isinstance(e, OSError) else f"it is no JSON ({e})"
+            raise InputError(
+                f"Cannot read band statistics from {path}: {why}. Write them with `l4s-map check --stats`."
+            ) from e
+        try:
+            return cls.from_dict(values)
+        except InputError as e:
+            raise InputError(f"{path}: {e}") from e
 
 
 def l4s_contract() -> Normalizer:

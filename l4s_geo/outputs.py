@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
-from l4s_geo.errors import OutputError
+from l4s_geo.errors import OutputError, reason
 from l4s_geo.qgis import write_styles
 
 #: Vector formats by extension; None is written without GDAL.
@@ -70,9 +70,13 @@ def check_output(path: Path, extensions: Sequence[str] = tuple(VECTOR_DRIVERS), 
     extension, folder = path.suffix.lower(), path.absolute().parent
     if extension not in extensions:
         raise OutputError(
-            f"{path}: no format for {extension or 'a name without extension'!r}. Use one of {' '.join(extensions)}."
+            f"{path}: no format for {extension or 'a name without extension'}. Use one of {' '.join(extensions)}."
         )
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as e:
+        raise OutputError(f"{path} cannot be written: {e.strerror}. Choose another name.") from e
+    if is_folder:
         raise OutputError(f"{path} is a folder. Give the name of a file in it.")
     if not folder.is_dir():
         raise OutputError(f"{path}: there is no folder {folder}. Create it first.")
@@ -136,10 +140,25 @@ def _failing_as(path: Path) -> Iterator[None]:
     try:
         yield
     except FAILURES as e:
-        raise OutputError(f"{path} cannot be written: {e}. Check the space left and the permissions.") from e
+        raise OutputError(f"{path} cannot be written: {reason(e)}. Check the space left and the permissions.") from e
 
 
-def write_vector(path: Path, landslides: gpd.GeoDataFrame, not_seen: gpd.GeoDataFrame | None = None) -> None:
+@contextmanager
+def _place(path: Path, until: ExitStack | None) -> Iterator[Path]:
+    """Where to write an output that is put in place at the end of this block, or of ``until`` if given."""
+    with ExitStack() as own:
+        temporary = (until or own).enter_context(atomic(path))
+        with _failing_as(path):
+            yield temporary
+
+
+def write_vector(
+    path: Path,
+    landslides: gpd.GeoDataFrame,
+    not_seen: gpd.GeoDataFrame | None = None,
+    *,
+    until: ExitStack | None = None,
+) -> None:
     """Write polygons in the format of the extension.
 
     Args:
@@ -147,13 +166,14 @@ def write_vector(path: Path, landslides: gpd.GeoDataFrame, not_seen: gpd.GeoData
             (EPSG:4326, RFC 7946), ``.parquet`` (GeoParquet) or ``.shp`` (field names cut to 10 characters).
         landslides: One row per landslide; an empty one gives a layer with all its fields.
         not_seen: What was not seen; only a GeoPackage holds it.
+        until: The output appears when this stack is closed, with all others on it; at once if not given.
 
     Raises:
         OutputError: As ``check_output``, or the disk is full. What was there before is untouched.
     """
     check_output(path, crs=None if landslides.crs is None else CRS.from_wkt(landslides.crs.to_wkt()))
     driver = VECTOR_DRIVERS[path.suffix.lower()]
-    with atomic(path) as temporary, _failing_as(path):
+    with _place(path, until) as temporary:
         if driver is None:
             landslides.to_parquet(temporary, compression="zstd", index=False)
         elif driver == "GPKG":
@@ -182,19 +202,20 @@ def _write_layer(path: Path, driver: str, name: str, layer: gpd.GeoDataFrame, **
     )
 
 
-def write_cog(source: Path, path: Path, tags: Mapping[str, str]) -> None:
+def write_cog(source: Path, path: Path, tags: Mapping[str, str], *, until: ExitStack | None = None) -> None:
     """Make a Cloud-Optimized GeoTIFF with overviews.
 
     Args:
         source: A closed GeoTIFF, with NaN as nodata and descriptions of its bands; it gets the tags too.
         path: Of the output, ``.tif`` or ``.tiff``.
         tags: Metadata of the file, such as the provenance.
+        until: As in ``write_vector``.
 
     Raises:
         OutputError: It cannot be written. What was there before is untouched.
     """
     check_output(path, RASTER_EXTENSIONS)
-    with atomic(path) as temporary, _failing_as(path):
+    with _place(path, until) as temporary:
         # Before the copy: tags added later would break the order of a COG
         with rasterio.open(source, "r+") as raster:
             raster.update_tags(**tags)
@@ -210,18 +231,19 @@ def write_cog(source: Path, path: Path, tags: Mapping[str, str]) -> None:
         )
 
 
-def write_provenance(path: Path, record: Mapping[str, Any]) -> None:
+def write_provenance(path: Path, record: Mapping[str, Any], *, until: ExitStack | None = None) -> None:
     """Write how an output came about as JSON.
 
     Args:
         path: Of the JSON file.
         record: Nested mappings, lists, numbers (also numpy's), text and paths; NaN and infinity become null.
+        until: As in ``write_vector``.
 
     Raises:
         OutputError: It cannot be written. What was there before is untouched.
     """
     text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic(path) as temporary, _failing_as(path):
+    with _place(path, until) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 

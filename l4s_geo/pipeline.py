@@ -17,7 +17,7 @@ from l4s_geo.inference import Ensemble, Patch, choose_device, choose_dtype, pred
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.models.registry import Model
-from l4s_geo.normalize import Normalizer, fit
+from l4s_geo.normalize import Normalizer, RobustStats
 from l4s_geo.progress import Progress
 from l4s_geo.raster import WorkRaster, row_windows, sample_windows
 from l4s_geo.results import (
@@ -54,7 +54,8 @@ def map_scene(options: MapOptions, progress: Progress) -> MapResult:
     card = agree([m.card for m in models])
     settings = decide(options, [m.card for m in models])
     with limited_cache(), workspace(options.out) as work, _open(options, card) as scene:
-        check_outputs(options.out, options.prob, options.overwrite, scene.native_crs)
+        inputs = (*scene.paths, options.dem, options.slope)
+        check_outputs(options.out, options.prob, options.overwrite, scene.native_crs, inputs)
         with clock.stage("statistics"):
             normalizer = fixed_normalizer(options.normalize, card) or scene_statistics(scene, card)
         ensemble = _ensemble(models, card, settings, options)
@@ -104,9 +105,11 @@ def _open(options: MapOptions, card: Card) -> Scene:
 def scene_statistics(scene: Scene, card: Card) -> Normalizer:
     """Robust statistics of the scene itself, from windows spread over it (from all of it where these see nothing)."""
     for windows in (sample_windows(scene.grid), row_windows(scene.grid)):
-        blocks = [b for b in (scene.read(w, card.bands) for w in windows) if b[1].any()]
-        if blocks:
-            return fit(blocks, card.bands, card.compression, f"scene {scene.name}")
+        stats = RobustStats(card.bands)
+        for window in windows:
+            stats.update(*scene.read(window, card.bands))
+        if stats.pixels:
+            return stats.normalizer(card.compression, f"scene {scene.name}")
     raise InputError(f"{scene.source} has no valid pixel: all of it is nodata or masked. Check nodata and masks.")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from l4s_geo.errors import InputError
+from l4s_geo.errors import InputError, reason
 from l4s_geo.progress import Progress
 from l4s_geo.raster import row_windows
 from l4s_geo.results import (
@@ -84,7 +84,7 @@ class ProbabilityRaster:
         try:
             read = self._file.read(index, window=window, masked=True)
         except RasterioError as e:
-            raise InputError(f"{self.path} is damaged: {e}. Make it again with `l4s-map --prob`.") from e
+            raise InputError(f"{self.path} is damaged: {reason(e)}. Make it again with `l4s-map --prob`.") from e
         values: NDArray[np.float32] = read.filled(np.nan).astype(np.float32)
         if (values < 0).any() or (values > 1).any():
             raise InputError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from l4s_geo.errors import OutputError
+from l4s_geo.errors import OutputError, reason
 from l4s_geo.scene import Grid
 
 #: Rows of a strip when a raster is read from top to bottom.
@@ -68,8 +68,8 @@ class WorkRaster:
             yield
         except (OSError, RasterioError) as e:
             raise OutputError(
-                f"Cannot write working data into {self.path.parent.parent}: {e}. It needs "
-                f"{self.grid.width * self.grid.height * 4 * len(self.layers) / 1e9:.1f} GB beside the output."
+                f"Cannot write working data into {self.path.parent.parent}: {reason(e)}. It needs "
+                f"{self.grid.width * self.grid.height * 4 * len(self.layers) / 1e9:.2g} GB beside the output."
             ) from e
 
     def write(self, window: Window, values: NDArray[np.float32], layer: str | None = None) -> None:

@@ -6,8 +6,8 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,23 @@ def limited_cache() -> rasterio.Env:
     return rasterio.Env(GDAL_CACHEMAX=CACHE)
 
 
-def check_outputs(out: Path, prob: Path | None, overwrite: bool, crs: CRS | None = None) -> None:
+def check_outputs(
+    out: Path,
+    prob: Path | None,
+    overwrite: bool,
+    crs: CRS | None = None,
+    inputs: Iterable[str | Path | None] = (),
+) -> None:
     """Check all outputs before any work.
 
     Raises:
-        OutputError: One exists and may not be replaced, or cannot be written, or two are the same file.
+        OutputError: One exists and may not be replaced, is an input, or cannot be written.
     """
     outputs.check_output(out, crs=crs)
     if prob is not None:
         outputs.check_output(prob, outputs.RASTER_EXTENSIONS)
-        if prob.absolute() == out.absolute():
-            raise OutputError(f"--out and --prob are the same file, {out}. Give them different names.")
+        if prob.exists() and any(p is not None and Path(p).exists() and prob.samefile(p) for p in inputs):
+            raise OutputError(f"{prob} is an input and would be lost. Give --prob another name.")
     for path in (p for p in (out, prob) if p is not None and not overwrite):
         if path.exists():
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
@@ -197,16 +203,18 @@ def write_all(
         raster: Goes into ``prob``; it is closed.
 
     Raises:
-        OutputError: One cannot be written; it is then as it was before.
+        OutputError: One cannot be written; all are then as they were before.
     """
-    with clock.stage("writing"):
-        if prob is not None and raster is not None:
-            tags = {"PROVENANCE": json.dumps(record), "THRESHOLD": str(record["settings"]["threshold"])}
-            outputs.write_cog(raster.finish(tags), prob, tags)
-        outputs.write_vector(out, layers.landslides, layers.not_seen)
-    summary = _summary(layers, record, out, clock)
-    for path in (p for p in (out, prob) if p is not None):
-        outputs.write_provenance(path.with_name(path.name + ".json"), record | {"output": path.name, "result": summary})
+    with ExitStack() as until:
+        with clock.stage("writing"):
+            if prob is not None and raster is not None:
+                tags = {"PROVENANCE": json.dumps(record), "THRESHOLD": str(record["settings"]["threshold"])}
+                outputs.write_cog(raster.finish(tags), prob, tags, until=until)
+            outputs.write_vector(out, layers.landslides, layers.not_seen, until=until)
+        summary = _summary(layers, record, out, clock)
+        for path in (p for p in (out, prob) if p is not None):
+            made = record | {"output": path.name, "result": summary}
+            outputs.write_provenance(path.with_name(path.name + ".json"), made, until=until)
     return MapResult(summary, _message(summary))
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +70,15 @@ class VerbGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb: 2 for what the user can mend, 130 when interrupted, 1 with a traceback for a bug."""
         try:
-            return super().invoke(ctx)
+            with tidy_end():
+                return super().invoke(ctx)
         except L4SError as e:
             raise UserError(str(e)) from e
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as e:
+            command = e.ctx.command_path if e.ctx else ctx.command_path
+            raise UserError(f"{e.format_message()} See `{command} --help`.") from e
         except (KeyboardInterrupt, click.Abort):
             click.echo("interrupted", err=True)
             raise click.exceptions.Exit(130) from None
@@ -81,6 +91,26 @@ class VerbGroup(click.Group):
                 err=True,
             )
             raise click.exceptions.Exit(1) from None
+
+
+@contextmanager
+def tidy_end() -> Iterator[None]:
+    """Let a run that is told to stop (SIGTERM, SIGHUP) unwind, so that its temporary files go."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # handlers can be set only there
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # what is ignored stays so: nohup means it
+    before = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def refuse_unknown_verb(ctx: click.Context, word: str) -> None:

@@ -19,7 +19,7 @@ from l4s_geo.cli.options import FILE, emit, report_options, reporting, scene_opt
     metavar="NAME|DIR",
     help="Check against this model (repeatable). Default: the bundled one.",
 )
-@click.option("--stats", type=FILE, help="Write the scene's band statistics, for `map --normalize FILE`.")
+@click.option("--stats", type=FILE, help="Write the scene's band statistics (.json), for `map --normalize FILE`.")
 @report_options
 def command(
     scene: str,
@@ -39,9 +39,11 @@ def command(
     """
     from l4s_geo.check import check_scene
     from l4s_geo.models.registry import DEFAULT, load_card
-    from l4s_geo.outputs import atomic
+    from l4s_geo.outputs import atomic, check_output
 
     with reporting(quiet, verbose):
+        if stats:
+            check_output(stats, (".json",))
         cards = [load_card(name) for name in models or (DEFAULT,)]
         report = check_scene(scene, cards, bands=bands, dem=dem, slope=slope, units=units)
         if stats and report.statistics:

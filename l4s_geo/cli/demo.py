@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from l4s_geo.progress import Progress
 
 
+#: What it writes.
+FILES = ("scene.tif", "dem.tif", "truth.tif", "landslides.gpkg", "prob.tif")
+
+
 @click.command("demo")
 @click.option("--out", type=FILE, required=True, metavar="DIR", help="Folder for the scene and the result.")
 @click.option(
@@ -25,8 +29,11 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Another number, another scene.")
 @click.option("--no-map", is_flag=True, help="Only write the scene.")
+@click.option("--overwrite", is_flag=True, help="Replace files of an earlier demo.")
 @report_options
-def command(out: Path, size: int, seed: int, no_map: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
+def command(
+    out: Path, size: int, seed: int, no_map: bool, overwrite: bool, as_json: bool, quiet: bool, verbose: bool
+) -> None:
     """Make a small synthetic scene with landslides and map it.
 
     The folder gets scene.tif (12 Sentinel-2 bands), dem.tif and truth.tif, then landslides.gpkg and
@@ -34,6 +41,7 @@ def command(out: Path, size: int, seed: int, no_map: bool, as_json: bool, quiet:
     models are.
     """
     with reporting(quiet, verbose) as progress:
+        refuse_to_replace(out, overwrite)
         paths = write_demo_scene(out, size, seed)
         summary: dict[str, Any] = {name: str(path) for name, path in paths.items()}
         lines = [f"Synthetic scene: {', '.join(summary.values())}"]
@@ -42,6 +50,17 @@ def command(out: Path, size: int, seed: int, no_map: bool, as_json: bool, quiet:
             summary |= found
             lines.append(message)
     emit(summary, "\n".join(lines), as_json)
+
+
+def refuse_to_replace(out: Path, overwrite: bool) -> None:
+    """Keep a person's own scene.tif or dem.tif where the folder holds one.
+
+    Raises:
+        OutputError: A file of the demo's is there.
+    """
+    there = [name for name in FILES if (out / name).exists()]
+    if there and not overwrite:
+        raise OutputError(f"{out} already holds {', '.join(there)}. Give another folder, or --overwrite to replace.")
 
 
 def write_demo_scene(out: Path, size: int, seed: int) -> dict[str, Path]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -93,11 +95,34 @@ class Card:
         try:
             values = json.loads(path.read_text())
             networks = tuple(Network(**n) for n in values.pop("networks"))
-            return cls(**{**values, "networks": networks, "bands": tuple(values["bands"])})
+            card = cls(**{**values, "networks": networks, "bands": tuple(values["bands"])})
+            faults = [*card.faults()]
         except OSError as e:
             raise ModelError(f"No model in {folder}: {path.name} cannot be read ({e.strerror}).") from e
         except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as e:
-            raise ModelError(f"{path} is not a model card of this version: {e}.") from e
+            raise ModelError(f"{path} is not a model card of this version: {e}. Install or export it again.") from e
+        if faults:
+            raise ModelError(f"{path} is damaged: {'; '.join(faults)}. Install or export the model again.")
+        return card
+
+    def faults(self) -> Iterator[str]:
+        """What is wrong with the values that prediction relies on; a field of another type may raise TypeError."""
+        if not self.networks or not all(isinstance(n.weights, str) for n in self.networks):
+            yield "it needs networks, each with its weights"
+        if not self.bands or not all(isinstance(b, str) for b in self.bands):
+            yield "it needs the names of bands"
+        if self.compression not in ("none", "asinh"):
+            yield f"unknown compression {self.compression!r}"
+        for name, value in (("resolution_m", self.resolution_m), ("scale", self.scale)):
+            if not (math.isfinite(value) and value > 0):
+                yield f"{name} is {value:g}"
+        missing = {"balanced", "recall", "precision"} - {*self.thresholds}
+        if missing:
+            yield f"no threshold {', '.join(sorted(missing))}"
+        if not all(0 <= t <= 1 for t in {**self.thresholds}.values()):
+            yield "thresholds must lie between 0 and 1"
+        if not isinstance(self.crf, dict) or not isinstance(self.statistics, dict):
+            yield "crf and statistics must be objects"
 
 
 def sha256(path: Path) -> str:

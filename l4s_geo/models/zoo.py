@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -41,7 +42,7 @@ def build(architecture: str, args: dict[str, Any], in_channels: int) -> nn.Modul
         net: nn.Module = getattr(smp, architecture)(encoder_weights=None, in_channels=in_channels, classes=1, **args)
     except (AttributeError, TypeError, KeyError, RuntimeError) as e:
         raise ModelError(
-            f"Cannot build network {architecture} with {args}: {e}. The model may need a newer l4s-geo."
+            f"Cannot build network {architecture} with {args}: {shorten(str(e), 200)}. The model may need a newer l4s-geo."
         ) from e
     return net
 

@@ -13,7 +13,7 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from l4s_geo.errors import InputError
+from l4s_geo.errors import InputError, reason
 from l4s_geo.scene.bands import TERRAIN_BANDS
 from l4s_geo.scene.grid import Grid
 
@@ -71,7 +71,7 @@ class Raster:
                 raw = self.dataset.read(list(self.indexes), window=window)
                 valid = self._masks(window, raw.shape[1:])
         except RasterioError as e:
-            raise InputError(f"{self.path} cannot be read ({e}). Is the file complete? Copy or load it again.") from e
+            raise InputError(f"{self.path} cannot be read ({reason(e)}). Is the file complete? Copy or load it again.") from e
         for band, index in zip(raw, self.indexes, strict=True):
             valid &= _differs(band, self.dataset.nodatavals[index - 1])
         if self.zero_is_nodata:

@@ -36,6 +36,7 @@ class Scene:
     Attributes:
         name: Short name, from file names.
         source: As the user gave it.
+        paths: Of its files or addresses.
         grid: That windows refer to.
         native_crs: CRS of the input.
         bands: Spectral ones in file order, then ``slope`` and ``dem`` where there.
@@ -58,6 +59,7 @@ class Scene:
         stack: ExitStack,
     ) -> None:
         self.name, self.source, self.date = selection.name, source, selection.date
+        self.paths = selection.paths
         self.grid, self.native_crs, self.units, self.bands = grid, native_crs, units, tuple(bands)
         self.notes = list(notes)
         self._layers, self._stack = tuple(layers), stack

@@ -74,6 +74,8 @@ def select(path: str | Path) -> Selection:
         InputError: There is no such file, or none that could be a band.
     """
     text = str(path)
+    if not text.strip():
+        raise InputError("The name of the scene is empty. Give a file, a folder or an address.")
     if is_remote(text):
         paths, folder = re.split(r",(?=[a-z0-9+]+://|/vsi)", text), False
     elif Path(text).is_dir():

@@ -37,10 +37,18 @@ def settle_units(units: str, kinds: Collection[str], values: NDArray[np.float32]
             f"{source} has bytes (uint8), which are no Sentinel-2 digital numbers. If it is a picture for "
             "the eye, say so with --units byte; the original bands would be mapped better."
         )
+    if any("complex" in kind for kind in kinds):
+        raise InputError(f"{source} has complex numbers, as radar images have. Give bands of Sentinel-2.")
     if units == "auto" and floats and values.max() <= REFLECTANCE_MAX:
         raise InputError(
             f"{source} has values from {values.min():.4g} to {values.max():.4g}, like reflectance. If so, "
             "give --units reflectance."
+        )
+    highest = values.max(axis=1)
+    if units == "auto" and floats and ((highest > 0) & (highest <= REFLECTANCE_MAX)).any():
+        raise InputError(
+            f"Some bands of {source} have values up to {highest.min():.4g}, like reflectance, others up to "
+            f"{highest.max():.4g}, like digital numbers. Bring all bands to the same units."
         )
     if units == "reflectance" and (not floats or np.median(values) > REFLECTANCE_MAX * FULL):
         raise InputError(

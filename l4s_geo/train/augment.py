@@ -18,6 +18,9 @@ from l4s_geo.train.losses import UNKNOWN
 class Augmentation:
     """Strengths; each is a standard deviation or a half range as stated.
 
+    The changes of brightness and colour are scaled by a number from 0 to 1 that is drawn for each crop: colour tells
+    a scar from a river bed within a region, but less so in another region, and a network has to learn both.
+
     Attributes:
         affine_share: Share of crops that are turned by any angle and scaled; the others get flips and quarter turns.
         scale: Half range of the logarithm of the scale.
@@ -33,17 +36,17 @@ class Augmentation:
         noise: Largest standard deviation of the pixel noise.
     """
 
-    affine_share: float = 0.6
-    scale: float = 0.35
+    affine_share: float = 0.5
+    scale: float = 0.3
     stretch: float = 0.2
-    gain: float = 0.25
-    gain_shift: float = -0.15
-    band_gain: float = 0.15
+    gain: float = 0.3
+    gain_shift: float = -0.2
+    band_gain: float = 0.18
     offset: float = 0.15
-    band_offset: float = 0.12
+    band_offset: float = 0.1
     gamma: float = 0.1
     haze: float = 0.3
-    noise: float = 0.1
+    noise: float = 0.06
 
 
 def affine(count: int, size: int, patch: int, how: Augmentation, generator: torch.Generator) -> torch.Tensor:
@@ -97,8 +100,10 @@ def radiometry(x: torch.Tensor, how: Augmentation, generator: torch.Generator) -
             torch.randn(n, 1, 1, 1, generator=generator) * common + torch.randn(n, c, 1, 1, generator=generator) * band
         )
 
-    x = x * (normal(how.gain, how.band_gain) + how.gain_shift).exp() + normal(how.offset, how.band_offset)
-    x = x.sign() * (x.abs() + 1e-4) ** normal(how.gamma, 0).exp()
+    much = torch.rand(n, 1, 1, 1, generator=generator)
+    x = x * (much * (normal(how.gain, how.band_gain) + how.gain_shift)).exp()
+    x = x + much * normal(how.offset, how.band_offset)
+    x = x.sign() * (x.abs() + 1e-4) ** (much * normal(how.gamma, 0)).exp()
     haze = torch.rand(n, 1, 3, 3, generator=generator) * torch.rand(n, 1, 1, 1, generator=generator) * how.haze
     x = x + F.interpolate(haze, size=x.shape[-2:], mode="bicubic", align_corners=True)
     strength = torch.rand(n, 1, 1, 1, generator=generator) * how.noise
