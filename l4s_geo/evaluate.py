@@ -220,7 +220,7 @@ class _Raster:
         try:
             self.dataset = stack.enter_context(rasterio.open(path))
         except RasterioError as e:
-            raise InputError(f"Cannot open {path} as a raster: {e}. Polygons need a known extension.") from e
+            raise InputError(f"Cannot open {path} as a raster: {reason(e)}. Polygons need a known extension.") from e
         self.path, self._stack, d = path, stack, self.dataset
         self.grid = _Grid(d.crs, d.transform, d.width, d.height)
         self.is_mask = np.issubdtype(np.dtype(d.dtypes[0]), np.integer)
@@ -324,7 +324,7 @@ def _read_polygons(path: str) -> tuple[gpd.GeoSeries, gpd.GeoSeries]:
             return landslides, landslides.iloc[:0]
         return landslides, _polygons(gpd.read_file(path, layer="not_seen", columns=[]).geometry, path)
     except (DataSourceError, DataLayerError, ValueError, OSError) as e:
-        raise InputError(f"Cannot read polygons from {path}: {e}.") from e
+        raise InputError(f"Cannot read polygons from {path}: {reason(e)}.") from e
 
 
 def _polygons(geometries: gpd.GeoSeries, path: str) -> gpd.GeoSeries:

@@ -64,7 +64,9 @@ class ProbabilityRaster:
         try:
             self._file = rasterio.open(path)
         except RasterioError as e:
-            raise InputError(f"{path} cannot be read as a raster: {e}. Give one that `l4s-map --prob` wrote.") from e
+            raise InputError(
+                f"{path} cannot be read as a raster: {reason(e)}. Give one that `l4s-map --prob` wrote."
+            ) from e
         f = self._file
         if f.descriptions[: len(LAYERS)] != LAYERS and f.count != 1:
             bands = ", ".join(str(d) for d in f.descriptions)

@@ -15,6 +15,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import rasterio
+import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.windows import Window
@@ -87,8 +88,11 @@ def check_outputs(
         outputs.check_output(prob, outputs.RASTER_EXTENSIONS)
         if prob.exists() and any(p is not None and Path(p).exists() and prob.samefile(p) for p in inputs):
             raise OutputError(f"{prob} is an input and would be lost. Give --prob another name.")
-    for path in (p for p in (out, prob) if p is not None and not overwrite):
-        if path.exists():
+    for path in (p for p in (out, prob) if p is not None):
+        record = path.with_name(path.name + ".json")
+        if record.is_dir():
+            raise OutputError(f"{record} is a folder where the provenance goes. Rename it, or give another name.")
+        if path.exists() and not overwrite:
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
 
 
@@ -130,8 +134,17 @@ def vectorize(
     blank = (Block(int(w.row_off), raster.read(w, LAYERS[0])) for w in row_windows(raster.grid))
     not_seen = not_seen_polygons(blank, raster.grid.transform, raster.grid.crs)
     if crs != raster.grid.crs:
-        landslides, not_seen = (layer.to_crs(crs.to_wkt()) for layer in (landslides, not_seen))
+        landslides, not_seen = (_reproject(layer, raster.grid, crs) for layer in (landslides, not_seen))
     return Layers(landslides, not_seen)
+
+
+def _reproject(layer: gpd.GeoDataFrame, grid: Grid, crs: CRS) -> gpd.GeoDataFrame:
+    """Polygons in another CRS; across the date line longitudes go on beyond 180, else they would span the globe."""
+    moved = layer.to_crs(crs.to_wkt())
+    if crs.is_geographic and np.ptp(grid.lattice(crs)[0]) > 180:
+        beyond = shapely.transform(moved.geometry.values, lambda xy: xy + (xy[:, :1] < 0) * [360, 0])
+        moved = moved.set_geometry(gpd.GeoSeries(beyond, index=moved.index, crs=moved.crs))
+    return moved
 
 
 def _blocks(raster: Layered, scene: Scene | None) -> Iterator[Block]:

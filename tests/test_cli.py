@@ -421,6 +421,15 @@ def test_demo_writes_a_scene_that_check_accepts(model: Card, tmp_path: Path) -> 
     assert report["bands"][-2:] == ["slope", "dem"]
 
 
+def test_demo_replaces_nothing_unasked(tmp_path: Path) -> None:
+    (tmp_path / "dem.tif").write_text("mine")
+    done = run("demo", "--out", str(tmp_path), "--size", "64", "--no-map", "-q")
+    assert done.exit_code == 2
+    assert "dem.tif" in done.stderr
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("dem.tif", "mine")]
+    assert run("demo", "--out", str(tmp_path), "--size", "64", "--no-map", "--overwrite", "-q").exit_code == 0
+
+
 def test_demo_into_a_place_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     done = run("demo", "--out", str(tmp_path / "taken"), "-q")

@@ -125,7 +125,7 @@ def test_the_whole_flow(scene, model, tmp_path):
         assert json.loads(f.tags()["PROVENANCE"])["models"][0]["name"] == "bright"
     record = json.loads((tmp_path / "out.gpkg.json").read_text())
     assert record["inputs"]["scene"]["bytes"] == scene.stat().st_size
-    assert record["normalization"]["center"][0] == pytest.approx(500, abs=10)
+    assert record["normalization"]["center"][0] == pytest.approx(500 - 2.05 * 50, abs=10)
     assert record["seen_share"] == pytest.approx(1 - 60 * 30 / 60000)
     with sqlite3.connect(tmp_path / "out.gpkg") as db:
         assert {n for (n,) in db.execute("select table_name from gpkg_contents")} >= {
@@ -160,7 +160,7 @@ def test_any_size_from_one_pixel_up(model, tmp_path, h, w):
 
 
 def test_nothing_found_is_a_result(model, tmp_path):
-    write(tmp_path / "s.tif", np.random.default_rng(0).normal(500, 10, (3, 40, 40)).clip(480, 520))
+    write(tmp_path / "s.tif", np.random.default_rng(0).normal(500, 10, (3, 40, 40)).clip(490, 505))
     result = map_scene(options(tmp_path / "s.tif", model, tmp_path), Silent())
     assert "No landslides" in result.message
     found = gpd.read_file(tmp_path / "out.gpkg", layer="landslides")

@@ -106,7 +106,7 @@ class Card:
         return card
 
     def faults(self) -> Iterator[str]:
-        """What is wrong with the values that prediction relies on; a field of another type may raise TypeError."""
+        """What is wrong with the values that prediction relies on; fields of a wrong type raise TypeError."""
         if not self.networks or not all(isinstance(n.weights, str) for n in self.networks):
             yield "it needs networks, each with its weights"
         if not self.bands or not all(isinstance(b, str) for b in self.bands):
@@ -121,8 +121,8 @@ class Card:
             yield f"no threshold {', '.join(sorted(missing))}"
         if not all(0 <= t <= 1 for t in {**self.thresholds}.values()):
             yield "thresholds must lie between 0 and 1"
-        if not isinstance(self.crf, dict) or not isinstance(self.statistics, dict):
-            yield "crf and statistics must be objects"
+        if not all(isinstance(v, dict) for v in (self.statistics, self.crf)):
+            yield "statistics and crf must be objects"
 
 
 def sha256(path: Path) -> str:

@@ -42,7 +42,8 @@ def build(architecture: str, args: dict[str, Any], in_channels: int) -> nn.Modul
         net: nn.Module = getattr(smp, architecture)(encoder_weights=None, in_channels=in_channels, classes=1, **args)
     except (AttributeError, TypeError, KeyError, RuntimeError) as e:
         raise ModelError(
-            f"Cannot build network {architecture} with {args}: {shorten(str(e), 200)}. The model may need a newer l4s-geo."
+            f"Cannot build network {architecture} with {args}: {shorten(str(e), 200)}. "
+            "The model may need a newer l4s-geo."
         ) from e
     return net
 

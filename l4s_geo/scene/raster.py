@@ -71,7 +71,9 @@ class Raster:
                 raw = self.dataset.read(list(self.indexes), window=window)
                 valid = self._masks(window, raw.shape[1:])
         except RasterioError as e:
-            raise InputError(f"{self.path} cannot be read ({reason(e)}). Is the file complete? Copy or load it again.") from e
+            raise InputError(
+                f"{self.path} cannot be read ({reason(e)}). Is the file complete? Copy or load it again."
+            ) from e
         for band, index in zip(raw, self.indexes, strict=True):
             valid &= _differs(band, self.dataset.nodatavals[index - 1])
         if self.zero_is_nodata:

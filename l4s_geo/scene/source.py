@@ -21,7 +21,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
-from l4s_geo.errors import InputError
+from l4s_geo.errors import InputError, reason
 from l4s_geo.scene.bands import L4S_BANDS, L4S_MEAN, S2_BANDS, TERRAIN_BANDS, parse_band
 from l4s_geo.scene.raster import GDAL_OPTIONS, Raster
 
@@ -178,7 +178,9 @@ def open_raster(path: str, stack: ExitStack) -> Raster:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = stack.enter_context(rasterio.open(path))
     except RasterioError as e:
-        raise InputError(f"{path} cannot be opened as a raster ({e}). Is the file complete, and a raster?") from e
+        raise InputError(
+            f"{path} cannot be opened as a raster ({reason(e)}). Is the file complete, and a raster?"
+        ) from e
     if dataset.crs is None or dataset.transform == Affine.identity():
         raise InputError(
             f"{path} has no {'coordinate system' if dataset.crs is None else 'position (geotransform)'}. "

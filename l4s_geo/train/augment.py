@@ -39,10 +39,10 @@ class Augmentation:
     affine_share: float = 0.5
     scale: float = 0.3
     stretch: float = 0.2
-    gain: float = 0.3
-    gain_shift: float = -0.2
-    band_gain: float = 0.18
-    offset: float = 0.15
+    gain: float = 0.25
+    gain_shift: float = -0.08
+    band_gain: float = 0.15
+    offset: float = 0.12
     band_offset: float = 0.1
     gamma: float = 0.1
     haze: float = 0.3

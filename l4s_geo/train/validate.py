@@ -17,8 +17,8 @@ from l4s_geo.tiling import Tiling
 BETAS = {"balanced": 1.0, "recall": 2.0, "precision": 0.5}
 
 
-#: Contrasts that a threshold has to serve: landslides of the regions that we know stand out by 0.7 to 1.0 of the most.
-CONTRASTS = (1.0, 0.8, 0.6)
+#: Contrasts that a threshold has to serve: how much landslides stand out differs by about this between regions.
+CONTRASTS = (1.25, 1.0, 0.8)
 
 
 class On(Protocol):
@@ -51,8 +51,8 @@ def tune(
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Thresholds of the best F1, F2 and F0.5 on validation areas (0.5 without any), and the figures there.
 
-    A threshold that is tuned on one region alone is too high for the next, where landslides stand out less. It is
-    therefore tuned on the areas as they are and with less contrast; the figures are of the areas as they are.
+    A threshold that is tuned on one region alone does not fit the next, where landslides stand out less or more. It
+    is therefore tuned on the areas as they are and with more and less contrast; the figures are of the areas as they are.
     """
     if not areas:
         return dict.fromkeys(BETAS, 0.5), {}
