@@ -156,6 +156,7 @@ def _predict(
         seen = np.stack([valid_rows.popleft() for _ in range(rows)])
         pixels += int(seen.sum())
         raster.write(Window(0, row, scene.grid.width, rows), summarize(members, seen, settings.threshold))
+    progress.advance(scene.grid.height - done)
     progress.finish()
     return pixels / (scene.grid.height * scene.grid.width)
 

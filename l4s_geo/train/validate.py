@@ -52,7 +52,7 @@ def tune(
     """Thresholds of the best F1, F2 and F0.5 on validation areas (0.5 without any), and the figures there.
 
     A threshold that is tuned on one region alone does not fit the next, where landslides stand out less or more. It
-    is therefore tuned on the areas as they are and with more and less contrast; the figures are of the areas as they are.
+    is therefore tuned on the areas as they are and with more and less contrast; the figures are of the former alone.
     """
     if not areas:
         return dict.fromkeys(BETAS, 0.5), {}
