@@ -124,8 +124,13 @@ def _area(path: str) -> _Vector:
     if path.lower().endswith(_VECTOR_SUFFIXES):
         landslides, unseen = _read_polygons(path)
         return _Vector(path, landslides, unseen)
-    with ExitStack() as stack:
-        grid = _Raster(path, stack).grid
+    try:
+        with rasterio.open(path) as d:
+            grid = _Grid(d.crs, d.transform, d.width, d.height)
+    except RasterioError as e:
+        raise InputError(
+            f"Cannot open {path} as a raster: {e}. Give polygons, or a raster whose frame is meant."
+        ) from e
     if grid.crs is None:
         raise InputError(f"{path} has no CRS, so its frame cannot be laid over anything. Assign its CRS first.")
     corners = [(0, 0), (grid.width, 0), (grid.width, grid.height), (0, grid.height)]

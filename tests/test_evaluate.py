@@ -276,3 +276,17 @@ def test_truncated_raster_is_named(tmp_path: Path, truth: NDArray[Any]) -> None:
     pred.write_bytes(pred.read_bytes()[:-100_000])
     with pytest.raises(InputError, match=r"Cannot read .*p\.tif"):
         evaluate(pred, labels)
+
+
+def test_the_frame_of_a_raster_limits_the_comparison(tmp_path):
+    truth = np.zeros((40, 40), np.uint8)
+    truth[5:15, 5:15] = truth[25:35, 25:35] = 1
+    pred = truth.copy()
+    pred[25:35, 25:35] = 0
+    for name, values in (("truth", truth), ("pred", pred)):
+        write_raster(tmp_path / f"{name}.tif", values)
+    write_raster(tmp_path / "scene.tif", np.ones((20, 20), np.uint16), nodata=0)
+    files = (tmp_path / "pred.tif", tmp_path / "truth.tif")
+    assert evaluate(*files).counts.recall == 0.5
+    inside = evaluate(*files, aoi=tmp_path / "scene.tif").counts
+    assert (inside.recall, inside.total) == (1.0, 400)

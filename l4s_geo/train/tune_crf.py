@@ -19,7 +19,7 @@ from l4s_geo.settings import at_threshold
 from l4s_geo.tiling import Tiling
 
 #: The CRF is switched on by default from this gain of F1 on; less is noise.
-WORTH = 0.003
+WORTH = 0.005
 
 Layers = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]
 
