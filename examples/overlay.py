@@ -55,14 +55,14 @@ def main() -> None:
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axes.imshow(image, extent=extent, interpolation="nearest")
-        axes.set(title=name, xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
         if name == "mapped" and len(polygons):
             polygons.boundary.plot(ax=axes, color="red", linewidth=0.7)
         if name == "labels":
             labels = truth(args.labels, grid)
             axes.contour(labels == 1, [0.5], colors="yellow", linewidths=0.7, extent=extent, origin="upper")
             axes.imshow(np.ma.masked_where(labels != 255, labels), extent=extent, cmap="gray", alpha=0.5)
-    figure.savefig(args.picture, dpi=90)
+        axes.set(title=name, xlabel="", ylabel="", xticks=[], yticks=[], xlim=extent[:2], ylim=extent[2:])
+    figure.savefig(args.picture, dpi=70)
 
 
 if __name__ == "__main__":
