@@ -26,8 +26,8 @@ def test_streaming_does_not_depend_on_how_the_scene_is_cut(seed, cuts):
     valid = rng.random((60, 20)) < 0.8
     whole = fit([(image, valid)], ("B4", "B3", "B2"))
     assert fit(blocks(image, valid, sorted(cuts)), ("B4", "B3", "B2")) == whole
-    expected = np.quantile(image[:, valid], 0.02, axis=1)
-    assert np.allclose(whole.center, expected, atol=4)
+    low, high = np.quantile(image[:, valid], (0.01, 0.03), axis=1)
+    assert ((low - 1 <= whole.center) & (whole.center <= high + 1)).all()
 
 
 def test_clouds_and_nodata_hardly_move_the_statistics():
