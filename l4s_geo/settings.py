@@ -20,7 +20,6 @@ class Preset:
 
     threshold: str = "balanced"
     overlap: float = 0.5
-    tta: bool = False
     min_area: float = 500.0
     max_hole: float = 500.0
 
@@ -28,7 +27,7 @@ class Preset:
 PRESETS = {
     "balanced": Preset(),
     "recall": Preset(threshold="recall", min_area=200.0),
-    "precision": Preset(threshold="precision", tta=True, min_area=2000.0),
+    "precision": Preset(threshold="precision", min_area=2000.0),
     "fast": Preset(overlap=0.25),
 }
 
@@ -52,7 +51,7 @@ class MapOptions:
         max_hole: Holes below are closed, m2.
         simplify: Outline tolerance, m.
         overlap: Share of a patch's side.
-        tta: Average over the symmetries of a patch.
+        tta: Average over the symmetries of a patch; off unless asked for, it gains less than it costs.
         crf: Refine with the dense CRF.
         normalize: ``scene``, ``model``, a name in ``l4s_geo.normalize.NAMED``, or a JSON file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
@@ -117,7 +116,7 @@ def decide(options: MapOptions, cards: Sequence[Card]) -> Settings:
         max_hole=preset.max_hole if options.max_hole is None else options.max_hole,
         simplify=options.simplify,
         stride=max(1, round(PATCH * (1 - overlap))),
-        tta=preset.tta if options.tta is None else options.tta,
+        tta=bool(options.tta),
         crf=params,
         notes=notes,
     )
