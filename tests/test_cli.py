@@ -91,7 +91,7 @@ def test_installed_command_helps_within_half_a_second() -> None:
 
 def test_help_lists_every_verb_and_every_verb_is_a_module() -> None:
     text = run("--help").output
-    modules = {m.name for m in pkgutil.iter_modules(l4s_geo.cli.__path__)} - {"options"}
+    modules = {m.name.replace("_", "-") for m in pkgutil.iter_modules(l4s_geo.cli.__path__)} - {"options"}
     assert modules == set(VERBS)
     assert all(f"  {verb} " in text for verb in VERBS)
     assert all(command(verb).name == verb for verb in VERBS)

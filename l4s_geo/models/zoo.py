@@ -1,7 +1,8 @@
-"""Architectures by name. segmentation-models-pytorch supplies them, timm their encoders."""
+"""Architectures by name: those of segmentation-models-pytorch, with encoders of timm, and ours that it lacks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -9,38 +10,77 @@ import segmentation_models_pytorch as smp
 from torch import nn
 
 from l4s_geo.errors import ModelError
+from l4s_geo.models.hrnet import HRNet
+from l4s_geo.models.image_level import ImageLevelUnet
+from l4s_geo.models.multispectral import FINE_BANDS, MultispectralUnet
+from l4s_geo.models.organisers import OrganisersUnet
 
-#: Small networks (up to 7 million parameters) that train on a CPU; the names are what ``train --arch`` takes.
+#: What segmentation-models-pytorch does not have.
+OWN: dict[str, type[nn.Module]] = {c.__name__: c for c in (HRNet, ImageLevelUnet, MultispectralUnet, OrganisersUnet)}
+
+_SMALL = [128, 64, 48, 32, 16]
+
+
+def _swin(size: str) -> dict[str, Any]:
+    # windows of 7x7 at every input size: any other number changes the shape of the pretrained weights
+    return {"encoder_name": f"tu-swin_{size}_patch4_window7_224", "strict_img_size": False}
+
+
+#: The names are what ``train --arch`` takes. The first block is small (up to 7 million parameters) and trains on a CPU;
+#: the second holds the networks of the Landslide4Sense competition (Ghorbanzadeh et al. 2022, IEEE JSTARS 15).
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "unet-resnet10t": ("Unet", {"encoder_name": "tu-resnet10t", "decoder_channels": [128, 64, 48, 32, 16]}),
-    "unet-regnety004": (
-        "Unet",
-        {"encoder_name": "tu-regnety_004", "decoder_channels": [128, 64, 48, 32, 16]},
-    ),
-    "unet-mobilenetv4s": (
-        "Unet",
-        {"encoder_name": "tu-mobilenetv4_conv_small", "decoder_channels": [128, 64, 48, 32, 16]},
-    ),
-    "unet-resnet18": ("Unet", {"encoder_name": "resnet18", "decoder_channels": [128, 64, 48, 32, 16]}),
+    "unet-resnet10t": ("Unet", {"encoder_name": "tu-resnet10t", "decoder_channels": _SMALL}),
+    "unet-regnety004": ("Unet", {"encoder_name": "tu-regnety_004", "decoder_channels": _SMALL}),
+    "unet-mobilenetv4s": ("Unet", {"encoder_name": "tu-mobilenetv4_conv_small", "decoder_channels": _SMALL}),
+    "unet-resnet18": ("Unet", {"encoder_name": "resnet18", "decoder_channels": _SMALL}),
     "fpn-resnet18": ("FPN", {"encoder_name": "resnet18"}),
     "segformer-b0": ("Segformer", {"encoder_name": "mit_b0"}),
+    # the organisers' baseline
+    "unet": ("OrganisersUnet", {}),
+    # Kingdrone: Swin U-Net, EfficientNetV2 U-Net, SegFormer; further ResU-Net, HRNet-OCR
+    "unet-swin-tiny": ("Unet", _swin("tiny")),
+    "unet-swin-base": ("Unet", _swin("base")),
+    "unet-efficientnetv2s": ("Unet", {"encoder_name": "tu-tf_efficientnetv2_s"}),
+    "segformer-b2": ("Segformer", {"encoder_name": "mit_b2", "decoder_segmentation_channels": 768}),
+    "unet-resnet50": ("Unet", {"encoder_name": "resnet50"}),
+    "hrnet-w18-ocr": ("HRNet", {"encoder_name": "hrnet_w18", "ocr": True}),
+    "hrnet-w48-ocr": ("HRNet", {"encoder_name": "hrnet_w48", "ocr": True}),
+    # SEEK: the Swin U-Nets with an image-level output while they learn
+    "swinls-tiny": ("ImageLevelUnet", _swin("tiny")),
+    "swinls-base": ("ImageLevelUnet", _swin("base")),
+    # Tanmlh
+    "deeplabv3plus-resnet50": ("DeepLabV3Plus", {"encoder_name": "resnet50"}),
+    "deeplabv3plus-resnext50": ("DeepLabV3Plus", {"encoder_name": "resnext50_32x4d"}),
+    "hrnet-w18": ("HRNet", {"encoder_name": "hrnet_w18"}),
+    "hrnet-w48": ("HRNet", {"encoder_name": "hrnet_w48"}),
+    # sklgp
+    "multispectral-unet": ("MultispectralUnet", {}),
 }
 
 
-def build(architecture: str, args: dict[str, Any], in_channels: int) -> nn.Module:
-    """A network with one output channel (the landslide logit) at the resolution of its input, random weights.
+def build(
+    architecture: str, args: dict[str, Any], in_channels: int, encoder_weights: str | bool | None = None
+) -> nn.Module:
+    """A network that maps (N, C, h, w) to landslide logits (N, 1, h, w); h and w are multiples of 32.
+
+    ``ImageLevelUnet`` answers with two outputs in training mode. For weights from a hub call ``pretrained.build``.
 
     Args:
-        architecture: A class of segmentation-models-pytorch.
+        architecture: A name of ``OWN``, or a class of segmentation-models-pytorch.
         args: Its arguments, as the card records them.
         in_channels: Number of bands.
+        encoder_weights: What ``pretrained.build`` asks the encoder to load; None: random weights.
 
     Raises:
         ModelError: The architecture or its arguments are not known.
     """
     try:
-        net: nn.Module = getattr(smp, architecture)(encoder_weights=None, in_channels=in_channels, classes=1, **args)
-    except (AttributeError, TypeError, KeyError, RuntimeError) as e:
+        kind = OWN[architecture] if architecture in OWN else getattr(smp, architecture)
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+            raise AttributeError(f"{architecture} is not a network")
+        backbone = {} if kind in (MultispectralUnet, OrganisersUnet) else {"encoder_weights": encoder_weights}
+        net: nn.Module = kind(in_channels=in_channels, **backbone, **args)
+    except (AttributeError, TypeError, KeyError, ValueError, RuntimeError) as e:
         raise ModelError(
             f"Cannot build network {architecture} with {args}: {shorten(str(e), 200)}. "
             "The model may need a newer l4s-geo."
@@ -48,13 +88,25 @@ def build(architecture: str, args: dict[str, Any], in_channels: int) -> nn.Modul
     return net
 
 
-def preset(name: str) -> tuple[str, dict[str, Any]]:
+def preset(name: str, bands: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
     """Architecture and arguments of a preset.
 
+    Args:
+        name: Of ``PRESETS``.
+        bands: Names of the input bands, in order; ``multispectral-unet`` looks up its high-resolution bands in them.
+
     Raises:
-        ModelError: There is no such preset.
+        ModelError: There is no such preset, or it cannot work on these bands.
     """
     if name not in PRESETS:
         raise ModelError(f"Unknown network {name!r}; there are {', '.join(PRESETS)}.")
     architecture, args = PRESETS[name]
-    return architecture, dict(args)
+    if architecture != "MultispectralUnet":
+        return architecture, dict(args)
+    fine = [bands.index(b) for b in FINE_BANDS if b in bands]
+    if not fine:
+        raise ModelError(
+            f"Network {name} needs at least one of {', '.join(FINE_BANDS)}; the bands are "
+            f"{', '.join(bands) or 'not known'}. Add one, or choose another network."
+        )
+    return architecture, {**args, "fine": fine}
