@@ -53,7 +53,8 @@ class MapOptions:
         overlap: Share of a patch's side.
         tta: Average over the symmetries of a patch; off unless asked for, it gains less than it costs.
         crf: Refine with the dense CRF.
-        normalize: ``scene``, ``model``, a name in ``l4s_geo.normalize.NAMED``, or a JSON file.
+        normalize: ``scene``, ``model``, a name in ``l4s_geo.normalize.NAMED``, or a JSON file; None: as the model was
+            trained.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
         dtype: ``auto``, ``fp32``, ``bf16``, ``fp16``.
         batch_size: Patches per forward pass.
@@ -76,7 +77,7 @@ class MapOptions:
     overlap: float | None = None
     tta: bool | None = None
     crf: bool | None = None
-    normalize: str = "scene"
+    normalize: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int | None = None
@@ -151,12 +152,7 @@ def agree(cards: Sequence[Card]) -> Card:
     """
     first = cards[0]
     for other in cards[1:]:
-        if (other.bands, other.compression, other.resolution_m, other.scale) != (
-            first.bands,
-            first.compression,
-            first.resolution_m,
-            first.scale,
-        ):
+        if _wanted(other) != _wanted(first):
             raise ModelError(
                 f"Models {first.name} ({' '.join(first.bands)}, {first.resolution_m:g} m) and {other.name} "
                 f"({' '.join(other.bands)}, {other.resolution_m:g} m) want different input and cannot be averaged. "
@@ -165,12 +161,18 @@ def agree(cards: Sequence[Card]) -> Card:
     return first
 
 
-def fixed_normalizer(name: str, card: Card) -> Normalizer | None:
-    """The normalizer that ``--normalize`` names, or None for ``scene``.
+def _wanted(card: Card) -> tuple[object, ...]:
+    """What input a model wants."""
+    return card.bands, card.compression, card.normalization, card.resolution_m, card.scale
+
+
+def fixed_normalizer(name: str | None, card: Card) -> Normalizer | None:
+    """The normalizer that ``--normalize`` (or else the card) names, or None for ``scene``.
 
     Raises:
         InputError: No such file, or it lacks a band.
     """
+    name = name or card.normalization
     if name == "scene":
         return None
     if name == "model":

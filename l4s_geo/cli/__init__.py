@@ -18,13 +18,16 @@ import click
 from l4s_geo import __version__
 from l4s_geo.errors import L4SError
 
-#: Verbs and what ``l4s-map --help`` says about them. Each is a module here with a click ``command``.
+#: Verbs and what ``l4s-map --help`` says about them. Each is a module here (``-`` becomes ``_``)
+#: with a click ``command``.
 VERBS = {
     "map": "Map the landslides of a scene (the verb meant when none is given).",
     "check": "Say what a scene is and what would go wrong in mapping it.",
     "polygonize": "Make polygons again from a probability raster, with other thresholds.",
     "evaluate": "Compare a result with reference data.",
     "train": "Train a model on labelled scenes.",
+    "predict-patches": "Map Landslide4Sense patches to masks for the competition's leaderboard.",
+    "data": "Get the Landslide4Sense data set, put it back into scenes, or make synthetic patches.",
     "models": "List the bundled models, or show a model's card.",
     "demo": "Make a small synthetic scene and map it.",
 }
@@ -51,7 +54,7 @@ class VerbGroup(click.Group):
         """The verb's click command."""
         if cmd_name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"l4s_geo.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"l4s_geo.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

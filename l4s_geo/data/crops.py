@@ -14,10 +14,14 @@ from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
+from l4s_geo.data.l4s import COUNTS, number_of
+from l4s_geo.data.mosaic import Place, place
+from l4s_geo.data.patches import Item, Patches
 from l4s_geo.data.synthetic import NEGATIVE_THEMES, make_scene
 from l4s_geo.errors import InputError
 from l4s_geo.normalize import Compression, Normalizer, RobustStats
 from l4s_geo.scene import Grid, open_scene
+from l4s_geo.tiling import PATCH
 
 #: Truth value of a pixel whose class is not known.
 UNKNOWN = 255
@@ -126,6 +130,50 @@ def load_area(
         name = Path(path).name if labels else scene.name
     truth[~valid] = UNKNOWN
     return make_area(name, bands, image, truth, valid, compression)
+
+
+def patch_areas(patches: Patches, compression: Compression) -> Iterator[Area]:
+    """Areas of a folder of patches, standardized by region.
+
+    The complete Landslide4Sense training set is put back into its regions, so that crops may lie across patches. Other
+    patches stay areas of their own, with the statistics of the whole folder. Elevations below 0 count as 0.
+
+    Raises:
+        InputError: A patch cannot be used.
+    """
+    if patches.kind != "l4s" or len(patches) != COUNTS["train"]:
+        yield from _chips(patches, compression)
+        return
+    regions: dict[str, list[tuple[Item, Place]]] = {}
+    for item in patches.items:
+        where = place(number_of(item))
+        regions.setdefault(where.region.name, []).append((item, where))
+    for name, pairs in regions.items():
+        items = tuple(i for i, _ in pairs)
+        yield _region(name, replace(patches, items=items), [p for _, p in pairs], compression)
+
+
+def _region(name: str, patches: Patches, places: Sequence[Place], compression: Compression) -> Area:
+    height, width = PATCH * places[0].region.rows, PATCH * places[0].region.columns
+    image = np.zeros((len(patches.bands), height, width), np.uint16)
+    truth, valid = np.full((height, width), UNKNOWN, np.uint8), np.zeros((height, width), bool)
+    for at, patch in zip(places, patches, strict=True):
+        row, column = PATCH * at.row, PATCH * at.column
+        part = np.s_[row : row + PATCH, column : column + PATCH]
+        image[:, *part] = np.clip(np.rint(patch.image), 0, 65535)
+        truth[part], valid[part] = patch.truth, patch.valid
+    return make_area(name, patches.bands, image, truth, valid, compression)
+
+
+def _chips(patches: Patches, compression: Compression) -> Iterator[Area]:
+    stats = RobustStats(patches.bands)
+    kept: list[tuple[NDArray[np.uint16], NDArray[np.uint8], NDArray[np.bool_]]] = []
+    for patch in patches:
+        stats.update(patch.image, patch.valid)
+        kept.append((np.clip(np.rint(patch.image), 0, 65535).astype(np.uint16), patch.truth, patch.valid))
+    if kept:
+        normalizer = stats.normalizer(compression, patches.source.name)
+        yield from (Area(patches.source.name, *arrays, normalizer) for arrays in kept)
 
 
 def _labelled_paths(folder: Path) -> tuple[Path, Path]:

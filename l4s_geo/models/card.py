@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from l4s_geo.errors import ModelError
+from l4s_geo.normalize import NAMED
 
 CARD = "card.json"
 
@@ -48,13 +49,15 @@ class Card:
         networks: Members of the ensemble; their probabilities are averaged.
         bands: Input bands, in order.
         input_units: ``dn`` (Sentinel-2 digital numbers), degrees and metres for slope and DEM.
-        compression: Of the normalizer (``asinh`` or ``none``); its statistics come from each scene.
+        compression: Of the normalizer (``asinh`` or ``none``).
         statistics: Statistics of the training data (``Normalizer.to_dict``), for ``--normalize model``.
         resolution_m: Ground size of a pixel that it was trained on.
         scale: Patches are resized by this before the networks see them.
         thresholds: Probability at or above which a pixel is landslide: ``balanced`` (best F1), ``recall`` (best F2)
             and ``precision`` (best F0.5), tuned on ``threshold_split``.
         threshold_split: What the thresholds were tuned on.
+        normalization: Where the statistics come from: each ``scene``, the ``model``'s training data, or a name in
+            ``l4s_geo.normalize.NAMED``.
         crf: Parameters of the dense CRF and whether it is on by default.
         training: Data, holdouts, settings.
         metrics: Measured figures; each names its split.
@@ -72,6 +75,7 @@ class Card:
     scale: float
     thresholds: dict[str, float]
     threshold_split: str
+    normalization: str = "scene"
     crf: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -113,6 +117,8 @@ class Card:
             yield "it needs the names of bands"
         if self.compression not in ("none", "asinh"):
             yield f"unknown compression {self.compression!r}"
+        if self.normalization not in ("scene", "model", *NAMED):
+            yield f"unknown normalization {self.normalization!r}"
         for name, value in (("resolution_m", self.resolution_m), ("scale", self.scale)):
             if not (math.isfinite(value) and value > 0):
                 yield f"{name} is {value:g}"
