@@ -162,11 +162,13 @@ class ThresholdCurve:
         tn, fn = (int(n) for n in self.counts[:, :first].sum(axis=1))
         return Counts(tp=tp, fp=fp, fn=fn, tn=tn)
 
-    def best_f(self, beta: float = 1.0) -> tuple[float, Counts]:
-        """Threshold with the highest F-measure (the middle one of several) and the counts there.
+    def best_f(self, beta: float = 1.0, slack: float = 0.0) -> tuple[float, Counts]:
+        """Threshold with the highest F-measure and the counts there.
 
         Args:
             beta: How much more recall counts than precision; 1 gives F1 (van Rijsbergen 1979).
+            slack: What of the F-measure may be given up for a lower threshold: the lowest one within it is taken. With
+                0 it is the middle one of the best.
 
         Raises:
             InputError: No landslide pixel was counted, so no threshold is better than another.
@@ -178,8 +180,8 @@ class ThresholdCurve:
             )
         fp, tp = np.cumsum(self.counts[:, :0:-1], axis=1)[:, ::-1]
         f = (1 + beta**2) * tp / (tp + fp + beta**2 * positives)
-        best = np.flatnonzero(f == f.max())
-        threshold = int(best[best.size // 2]) / BINS
+        best = np.flatnonzero(f >= f.max() - slack)
+        threshold = int(best[0 if slack else best.size // 2]) / BINS
         return threshold, self.counts_at(threshold)
 
 

@@ -84,6 +84,14 @@ def test_no_threshold_beats_the_best(seed: int) -> None:
     assert counts.f1 == max(curve.counts_at(k / 1000).f1 for k in range(1001))
 
 
+def test_slack_takes_the_lowest_threshold_that_is_about_as_good() -> None:
+    curve = ThresholdCurve()
+    curve.update(np.array([0.1, 0.5, 0.6, 0.9], np.float32), np.array([0, 1, 0, 1], np.uint8))
+    assert curve.best_f()[0] == pytest.approx(0.3, abs=0.002)
+    assert curve.best_f(slack=0.05)[0] == pytest.approx(0.101)
+    assert curve.best_f(slack=0.2)[0] == 0.0  # all of it: P 0.5, R 1
+
+
 def test_curve_refuses_what_has_no_answer() -> None:
     curve = ThresholdCurve()
     curve.update(np.array([0.4], np.float32), np.array([0], np.uint8))

@@ -12,19 +12,23 @@ import rasterio
 import torch
 from rasterio.transform import from_origin
 
+from l4s_geo.data import l4s
 from l4s_geo.data.crops import UNKNOWN, CropSampler, crops_of_step, cut, load_area
+from l4s_geo.data.synth_l4s import write_synthetic
 from l4s_geo.errors import InputError, ModelError
 from l4s_geo.models import registry, zoo
 from l4s_geo.progress import Silent
-from l4s_geo.train.augment import Augmentation, augment, geometry
+from l4s_geo.train import recipe as recipes
+from l4s_geo.train.augment import Augmentation, augment, geometry, paste, resharpen
 from l4s_geo.train.join import join
-from l4s_geo.train.losses import cross_entropy, cross_entropy_jaccard, jaccard_loss
-from l4s_geo.train.split import DataOptions, load_split
-from l4s_geo.train.trainer import TrainOptions, one_cycle, train
+from l4s_geo.train.optimize import optimizer_of, rate_factor
+from l4s_geo.train.recipe import Stage
+from l4s_geo.train.split import DataOptions, load_split, parse_block
+from l4s_geo.train.trainer import TrainOptions, train
 
 BANDS = ("B4", "B3", "B2")
 PLAIN = Augmentation(
-    affine_share=0, gain=0, gain_shift=0, band_gain=0, offset=0, band_offset=0, gamma=0, haze=0, noise=0
+    affine_share=0, gain=0, gain_shift=0, band_gain=0, offset=0, band_offset=0, saturation=0, sharpness=0, paste_share=0
 )
 
 
@@ -62,17 +66,11 @@ def tiny(monkeypatch):
 
 def options(scene, out, **changes):
     data = DataOptions((str(scene),), validate=("valley:192-256",))
-    base = TrainOptions(
-        data,
-        out,
-        "tiny-model",
-        arch="tiny",
-        steps=60,
-        batch_size=4,
-        threads=1,
-        validate_minutes=60,
-        dtype="fp32",
+    recipe = recipes.parse(
+        {"title": "tiny", "source": "tests", "networks": ["tiny"], "batch_size": 4, "stages": [{"steps": 60}]}, "test"
     )
+    recipe = recipes.changed(recipe, learning_rate=changes.pop("learning_rate", None))
+    base = TrainOptions(data, out, "tiny-model", recipe, threads=1, validate_minutes=60, dtype="fp32")
     return replace(base, **changes)
 
 
@@ -136,38 +134,83 @@ def test_flips_and_turns_move_pixels_without_changing_them():
 def test_scaling_brings_in_unknown_pixels_not_background():
     truth = torch.zeros(16, 20, 20, dtype=torch.uint8)
     how = Augmentation(affine_share=1, scale=0.5)
-    x, y, valid = augment(torch.ones(16, 3, 20, 20), truth, torch.ones(16, 20, 20, dtype=torch.bool), 20, how, 3)
+    x, y, valid = augment(
+        torch.ones(16, 3, 20, 20), truth, torch.ones(16, 20, 20, dtype=torch.bool), 20, how, torch.tensor([True] * 3), 3
+    )
     assert x.shape == (16, 3, 20, 20)
     assert set(y.unique().tolist()) == {0, UNKNOWN}
     assert torch.equal(y == UNKNOWN, ~valid)
 
 
-def test_losses_match_their_float64_definition_and_ignore_unknown_pixels():
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(3, 1, 8, 8))
-    truth = rng.choice([0, 1, UNKNOWN], (3, 8, 8))
-    known = truth != UNKNOWN
-    p = 1 / (1 + np.exp(-z[:, 0][known]))
-    y = (truth[known] == 1).astype(float)
-    logits, target = torch.from_numpy(z).float(), torch.from_numpy(truth)
-    entropy = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
-    overlap = 1 - ((p * y).sum() + 1) / ((p + y - p * y).sum() + 1)
-    assert cross_entropy(logits, target).item() == pytest.approx(entropy, rel=1e-5)
-    assert jaccard_loss(logits, target).item() == pytest.approx(overlap, rel=1e-5)
-    assert cross_entropy_jaccard(logits, target).item() == pytest.approx(entropy + overlap, rel=1e-5)
-    changed = logits.clone()
-    changed[:, 0][~torch.from_numpy(known)] += 9
-    assert cross_entropy_jaccard(changed, target).item() == cross_entropy_jaccard(logits, target).item()
-    assert cross_entropy_jaccard(logits, torch.full_like(target, UNKNOWN)).item() == 0
+def test_resharpening_blurs_or_sharpens_but_keeps_flat_ground():
+    step = torch.zeros(3, 1, 8, 8)
+    step[..., 4:] = 1
+    blurred, same, sharpened = (x[0] for x in resharpen(step, torch.tensor([0.1, 0.0, -0.1])))
+    assert torch.allclose(blurred, torch.tensor([0, 0, 0, 0.1, 0.9, 1, 1, 1]).expand(8, 8), atol=1e-6)
+    assert torch.equal(same, step[1, 0])
+    assert sharpened.min() == pytest.approx(-0.1)
+    assert sharpened.max() == pytest.approx(1.1)
+    assert torch.allclose(resharpen(torch.full((2, 3, 5, 5), 7.0), torch.tensor([0.2, -0.2])), torch.tensor(7.0))
 
 
-def test_learning_rate_warms_up_and_falls():
-    rates = [one_cycle(s / 100) for s in range(101)]
+def test_colour_changes_leave_terrain_alone():
+    x, truth, valid = torch.rand(4, 3, 16, 16), torch.zeros(4, 16, 16), torch.ones(4, 16, 16, dtype=torch.bool)
+    how = Augmentation(affine_share=0)
+    still = replace(PLAIN, affine_share=0)
+    spectral = torch.tensor([True, True, False])
+    changed, _, _ = augment(x.clone(), truth.byte(), valid, 16, how, spectral, 5)
+    plain, _, _ = augment(x.clone(), truth.byte(), valid, 16, still, spectral, 5)
+    assert torch.equal(changed[:, 2], plain[:, 2])
+    assert not torch.allclose(changed[:, :2], plain[:, :2], atol=0.01)
+
+
+def test_pasted_landslides_bring_their_pixels_and_their_truth():
+    x = torch.arange(3.0)[:, None, None, None].expand(3, 2, 16, 16)
+    y = torch.zeros(3, 16, 16, dtype=torch.int64)
+    y[0, 4:10, 4:10] = 1
+    seen = torch.ones(3, 16, 16, dtype=torch.bool)
+    y[2, :, :6], seen[2, :, :6] = UNKNOWN, False
+    changed, truth = paste(x, y, seen, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(changed[0], x[0])
+    assert torch.equal(truth[1], y[0])
+    assert (changed[1, :, 5:9, 5:9] == 0).all()
+    assert torch.equal(truth[2] == 1, (y[0] == 1) & seen[2])
+    assert (truth[2, :, :6] == UNKNOWN).all()
+    assert (changed[1, :, 12:] == 1).all()
+    assert torch.equal(paste(x, y, seen, 0.0, torch.Generator())[1], y)
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "poly"])
+def test_learning_rate_warms_up_and_falls(schedule):
+    stage = Stage(schedule=schedule)
+    rates = [rate_factor(stage, s / 100) for s in range(101)]
     assert rates[0] < 0.1
     assert max(rates) == pytest.approx(1, abs=0.01)
     assert rates.index(max(rates)) == 5
-    assert rates[-1] == pytest.approx(0.01)
+    assert rates[-1] <= 0.01
     assert sorted(rates[5:], reverse=True) == rates[5:]
+
+
+def test_restarts_come_back_to_the_peak_after_cycles_that_double():
+    stage = Stage(schedule="restarts", warm_up=0)
+    rates = [rate_factor(stage, s / 700) for s in range(701)]
+    peaks = [s for s in range(1, 700) if rates[s - 1] < rates[s] > rates[s + 1]]
+    assert peaks == [100, 300]
+    assert rates[0] == rates[100] == rates[300] == pytest.approx(1)
+    assert rates[700] == pytest.approx(0)
+
+
+def test_frozen_parts_do_not_learn(tiny):
+    net = zoo.build(*zoo.preset("tiny"), 3)
+    before = {k: v.clone() for k, v in net.named_parameters()}
+    optimizer = optimizer_of(Stage(frozen=("encoder",)), net)
+    net(torch.randn(2, 3, 64, 64)).mean().backward()
+    optimizer.step()
+    moved = {k for k, v in net.named_parameters() if not torch.equal(v, before[k])}
+    assert moved
+    assert not any(k.startswith("encoder.") for k in moved)
+    optimizer_of(Stage(), net)
+    assert all(p.requires_grad for p in net.parameters())
 
 
 def test_training_learns_and_writes_a_model_that_loads(scene, tmp_path, tiny):
@@ -205,6 +248,107 @@ def test_a_killed_run_resumes_to_the_same_weights(scene, tmp_path, tiny, monkeyp
     assert resumed.networks[0].sha256 == whole.networks[0].sha256
     with (tmp_path / "cut" / "log.csv").open() as f:
         assert [int(r["step"]) for r in csv.DictReader(f)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_regions_and_rows_of_patches_are_held_out(tmp_path):
+    scenes = tuple(str(write_labelled(tmp_path / name, seed=i)) for i, name in enumerate(("north", "south")))
+    split = load_split(DataOptions(scenes, validate=("region:south",)), 0)
+    assert [a.name for a in split.train] == ["north"]
+    assert [a.truth.shape for a in split.validation] == [(256, 160)]
+    split = load_split(DataOptions(scenes, holdout=("rows:1-1",)), 0)
+    assert [a.name for a in split.train] == ["north", "south"]
+    for area in split.train:
+        assert (area.truth[128:] == UNKNOWN).all()
+        assert (area.truth[:128] != UNKNOWN).any()
+
+
+@pytest.mark.parametrize("part", ["region:east", "rows:9-12", "south:900-1000"])
+def test_what_is_not_there_cannot_be_held_out(tmp_path, part):
+    scene = str(write_labelled(tmp_path / "south"))
+    with pytest.raises(InputError, match="regions are south"):
+        load_split(DataOptions((scene,), holdout=(part,)), 0)
+
+
+@pytest.mark.parametrize("part", ["region:", "rows:4", "south:20-10", "south", ""])
+def test_parts_that_cannot_be_read_are_refused(part):
+    with pytest.raises(InputError, match="is written region:NAME"):
+        parse_block(part)
+
+
+def test_holding_out_everything_is_refused(scene):
+    with pytest.raises(InputError, match="No labelled landslide is left"):
+        load_split(DataOptions((str(scene),), holdout=("region:valley",)), 0)
+
+
+def test_a_folder_of_patches_is_learnt_from(tmp_path, tiny):
+    write_synthetic(tmp_path / "l4s", 6, "traindata", 1, Silent())
+    data = DataOptions((str(tmp_path / "l4s"),), validate=("region:valley",))
+    with pytest.raises(InputError, match="regions are l4s"):
+        load_split(data, 0)
+    split = load_split(replace(data, validate=()), 0)
+    assert len(split.train) == 6
+    assert len({a.normalizer for a in split.train}) == 1
+    recipe = options("", tmp_path).recipe
+    card = train(TrainOptions(replace(data, validate=()), tmp_path / "m", "m", recipe, steps=2, threads=1), Silent())
+    assert card.bands == BANDS
+
+
+def test_the_complete_training_set_is_put_back_into_its_regions(tmp_path, monkeypatch):
+    write_synthetic(tmp_path / "l4s", 3, "images", 1, Silent())
+    monkeypatch.setitem(l4s.COUNTS, "train", 3)
+    (area,) = load_split(DataOptions((str(tmp_path / "l4s"),)), 0).train
+    assert area.name == "taitung"
+    assert area.truth.shape == (74 * 128, 41 * 128)
+    assert area.valid[:128, : 3 * 128].mean() > 0.9
+    assert not area.valid[128:].any()
+
+
+def test_an_ensemble_is_trained_joined_and_resumed(scene, tmp_path, tiny, monkeypatch):
+    monkeypatch.setitem(zoo.PRESETS, "other", zoo.PRESETS["tiny"])
+    both = options(scene, tmp_path / "m", steps=3)
+    both = replace(both, recipe=replace(both.recipe, networks=("tiny", "other"), scale=2.0))
+    card = train(both, Silent())
+    assert [n.name for n in card.networks] == ["tiny", "other"]
+    assert card.networks[0].sha256 != card.networks[1].sha256
+    assert registry.find(str(tmp_path / "m")).card.scale == 2.0
+    before = (tmp_path / "m" / "tiny" / "log.csv").stat().st_mtime_ns
+    assert train(replace(both, resume=True), Silent()) == card
+    assert (tmp_path / "m" / "tiny" / "log.csv").stat().st_mtime_ns == before
+
+
+def test_stages_change_loss_optimizer_and_what_learns(scene, tmp_path, tiny, monkeypatch):
+    from l4s_geo.train import trainer
+
+    seen = []
+    step = trainer._step
+
+    def watched(o, run, sampler):
+        seen.append((run.stage, type(run.optimizer).__name__, len(run.loss.pixel)))
+        return step(o, run, sampler)
+
+    monkeypatch.setattr(trainer, "_step", watched)
+    base = options(scene, tmp_path / "m", steps=6)
+    first = Stage(steps=10, loss={"cross-entropy": 1, "lovasz": 1})
+    second = Stage(steps=20, loss={"cross-entropy": 1}, optimizer="sgd", learning_rate=1e-3, frozen=("encoder",))
+    train(replace(base, recipe=replace(base.recipe, stages=(first, second))), Silent())
+    assert seen == [(0, "AdamW", 2)] * 2 + [(1, "SGD", 1)] * 4
+
+
+def test_patience_stops_early_with_the_best_weights(scene, tmp_path, tiny, monkeypatch):
+    from l4s_geo.train import trainer
+
+    figures = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.2])
+    monkeypatch.setattr(trainer, "score", lambda *a: {"f1": next(figures), "threshold": 0.5, "f1_at_0.5": 0})
+    base = options(scene, tmp_path / "m", steps=50, validate_minutes=1e-9)
+    card = train(replace(base, recipe=replace(base.recipe, patience=2)), Silent())
+    assert card.training["steps"] == 4
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_batch(scene, tmp_path, tiny):
+    bad = options(scene, tmp_path / "m", learning_rate=1e30)
+    with pytest.raises(ModelError, match=r"bad-batch\.pt"):
+        train(bad, Silent())
+    assert torch.load(tmp_path / "m" / "bad-batch.pt", weights_only=True)["image"].shape == (4, 3, 128, 128)
 
 
 def test_damaged_weights_are_refused(scene, tmp_path, tiny):

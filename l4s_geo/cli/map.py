@@ -55,10 +55,9 @@ def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option("--crf/--no-crf", default=None, help="Refine outlines along the image's edges.")
 @click.option(
     "--normalize",
-    default="scene",
-    show_default=True,
     metavar="scene|model|FILE",
-    help="Band statistics: of this scene, of the model's training data, or from a file of `check --stats`.",
+    help="Band statistics: of this scene, of the model's training data, or from a file of `check --stats`; "
+    "as the model was trained if not given.",
 )
 @click.option(
     "--device",
@@ -79,7 +78,7 @@ def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @report_options
 def command(quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:
-    r"""Map the landslides of SCENE.
+    """Map the landslides of SCENE.
 
     SCENE is a GeoTIFF, VRT or COG, a GDAL address (/vsicurl/..., s3://...), a folder of single-band
     files, or an L4S .h5 patch. Digital numbers of Sentinel-2 are expected; see --units for others.
@@ -87,7 +86,7 @@ def command(quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:
     \b
       l4s-map scene.tif --dem dem.tif --out landslides.gpkg
       l4s-map S2A_folder/ --out landslides.geojson --preset recall
-    """
+    """  # noqa: D301 (click wants the character itself)
     from l4s_geo.pipeline import MapOptions, map_scene
 
     with reporting(quiet, verbose) as progress:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from l4s_geo.cli.options import FILE, emit, plain
 
 @click.group("models")
 def command() -> None:
-    """List the bundled models, show a model's card, or join models."""
+    """List the bundled models and the training recipes, show a model's card, or join models."""
 
 
 @command.command("list")
@@ -40,6 +41,17 @@ def show(name: str, as_json: bool) -> None:
 
     card = load_card(name).to_dict()
     emit(card, "\n".join(f"{key}: {_readable(value)}" for key, value in card.items()), as_json)
+
+
+@command.command("recipes")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def recipes_(as_json: bool) -> None:
+    """List the recipes that `l4s-map train --recipe` takes."""
+    from l4s_geo.train import recipe
+
+    found = {name: recipe.load(name) for name in recipe.names()}
+    lines = [f"{name}  {r.title}; {', '.join(r.networks)}" for name, r in found.items()]
+    emit({"recipes": {name: asdict(r) for name, r in found.items()}}, "\n".join(lines), as_json)
 
 
 @command.command("join")

@@ -18,13 +18,13 @@ from l4s_geo.cli.options import FILE, emit, polygon_options, report_options, rep
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @report_options
 def command(quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:
-    r"""Make polygons again from PROB, a raster that `map --prob` wrote.
+    """Make polygons again from PROB, a raster that `map --prob` wrote.
 
     No network runs, so that other thresholds and areas are quick to try.
 
     \b
       l4s-map polygonize prob.tif --out sure.gpkg --threshold 0.7 --min-area 2000
-    """
+    """  # noqa: D301 (click wants the character itself)
     from l4s_geo.polygonize import PolygonizeOptions, polygonize
 
     with reporting(quiet, verbose) as progress:

@@ -13,10 +13,12 @@ from l4s_geo.cli.options import FILE, Number, emit, names, report_options, repor
 @click.command("train")
 @click.option(
     "--recipe",
-    type=click.Choice(["bundled"]),
+    "recipe_name",
     default="bundled",
     show_default=True,
-    help="How to train; 'bundled' is how the model that comes with the package was made.",
+    metavar="NAME|FILE.toml",
+    help="How to train: a recipe of the package (see `l4s-map models recipes`) or your own file. 'bundled' is how the "
+    "model that comes with the package was made.",
 )
 @click.option(
     "--data",
@@ -27,8 +29,10 @@ from l4s_geo.cli.options import FILE, Number, emit, names, report_options, repor
     help="Labelled scene: a folder with rgb.tif (or image.tif) and labels.tif. Repeat it for more regions.",
 )
 @click.option("--out", type=FILE, required=True, metavar="DIR", help="Model directory to write.")
-@click.option("--arch", default="unet-resnet10t", show_default=True, help="Network; see `l4s_geo/models/zoo.py`.")
-@click.option("--bands", callback=names, default="B4,B3,B2", show_default=True, help="Input bands.")
+@click.option(
+    "--arch", "networks", multiple=True, metavar="NETWORK", help="Network instead of the recipe's; repeat for more."
+)
+@click.option("--bands", callback=names, metavar="B4,B3,B2", help="Input bands instead of the recipe's.")
 @click.option(
     "--holdout",
     multiple=True,
@@ -51,21 +55,20 @@ from l4s_geo.cli.options import FILE, Number, emit, names, report_options, repor
 @click.option(
     "--synthetic",
     type=click.IntRange(0),
-    default=32,
-    show_default=True,
-    help="Synthetic scenes without landslides.",
+    help="Synthetic scenes without landslides instead of the recipe's number.",
 )
 @click.option(
     "--negative-share",
     type=Number(0, 0.9),
-    default=0.15,
-    show_default=True,
-    help="Share of the patches drawn from scenes without landslides.",
+    help="Share of the patches drawn from scenes without landslides, instead of the recipe's.",
 )
-@click.option("--steps", type=click.IntRange(1), default=10_000, show_default=True, help="Most steps.")
-@click.option("--minutes", type=Number(0.01), help="Time to train; the learning-rate cycle is fitted into it.")
-@click.option("--batch-size", type=click.IntRange(2), default=16, show_default=True)
-@click.option("--learning-rate", type=Number(0), default=2e-3, show_default=True, help="Peak of the cycle.")
+@click.option("--steps", type=click.IntRange(1), help="Steps of each network instead of the recipe's.")
+@click.option(
+    "--minutes", type=Number(0.01), help="Time for all networks; stages and learning-rate cycles are fitted into it."
+)
+@click.option("--batch-size", type=click.IntRange(2), help="Patches a step instead of the recipe's.")
+@click.option("--accumulate", type=click.IntRange(1), default=1, help="Parts to cut a batch into, to save memory.")
+@click.option("--learning-rate", type=Number(0), help="Peak of every stage instead of the recipe's.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option("--init", type=FILE, metavar="DIR", help="Model directory to start from.")
 @click.option("--resume", is_flag=True, help="Continue from the checkpoint in --out.")
@@ -80,35 +83,59 @@ from l4s_geo.cli.options import FILE, Number, emit, names, report_options, repor
 )
 @report_options
 def command(
-    recipe: str,
+    recipe_name: str,
     scenes: tuple[str, ...],
-    out: Path,
-    bands: tuple[str, ...],
+    networks: tuple[str, ...],
+    bands: tuple[str, ...] | None,
+    batch_size: int | None,
+    learning_rate: float | None,
     holdout: tuple[str, ...],
     validate: tuple[str, ...],
     unseen: tuple[str, ...],
     negatives: tuple[str, ...],
-    synthetic: int,
-    negative_share: float,
+    synthetic: int | None,
+    negative_share: float | None,
+    out: Path,
     quiet: bool,
     verbose: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    r"""Train a network on labelled scenes.
+    """Train a model on labelled scenes.
 
     \b
-      l4s-map train --data scenes/taitung --data scenes/rasuwa --out model \
+      l4s-map train --data scenes/taitung --data scenes/rasuwa --out model \\
           --holdout taitung:6400-7936 --validate taitung:6016-6400 --minutes 60
       l4s-map scene.tif --model model --out landslides.gpkg
 
     A run that was stopped continues with --resume.
-    """
+    """  # noqa: D301 (click wants the character itself)
+    from l4s_geo.train import recipe as recipes
     from l4s_geo.train.split import DataOptions
     from l4s_geo.train.trainer import TrainOptions, train
 
-    data = DataOptions(scenes, bands, holdout, validate, unseen, negatives, synthetic, negative_share)
+    recipe = recipes.changed(
+        recipes.load(recipe_name),
+        networks=networks,
+        bands=bands,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        synthetic=synthetic,
+        negative_share=negative_share,
+    )
+    data = DataOptions(
+        scenes,
+        recipe.bands,
+        holdout,
+        validate,
+        unseen,
+        negatives,
+        recipe.synthetic,
+        recipe.negative_share,
+        recipe.compression,
+        recipe.normalization,
+    )
     with reporting(quiet, verbose) as progress:
-        card = train(TrainOptions(data=data, out=out, name=out.name, **options), progress)
+        card = train(TrainOptions(data=data, out=out, name=out.name, recipe=recipe, **options), progress)
     text = f"Model {card.name} in {out}: thresholds {card.thresholds}"
     emit(card.to_dict(), "\n".join([text, *(f"{k}: {v}" for k, v in card.metrics.items())]), as_json)

@@ -1,7 +1,8 @@
 """Random changes of a batch of crops that a landslide stays a landslide under.
 
-Geometry: turns, flips, scale, unequal pixel sides. Radiometry: gain and offset per band and common, gamma, haze that
-varies over the patch, blur by resampling, noise. All work on linearly standardized values, before compression.
+Geometry: turns, flips, scale, unequal pixel sides. Radiometry: gain and offset per band and common, saturation,
+sharpness. Landslides are also pasted into patches that have none. All work on linearly standardized values, before
+compression.
 """
 
 from __future__ import annotations
@@ -31,22 +32,24 @@ class Augmentation:
         band_gain: The same per band.
         offset: Standard deviation of the common offset, in scales of the region.
         band_offset: The same per band.
-        gamma: Standard deviation of the logarithm of the exponent.
-        haze: Half range of the smooth offset over the patch.
-        noise: Largest standard deviation of the pixel noise.
+        saturation: Standard deviation of the logarithm of what multiplies each band's difference from the mean of the
+            bands: scars are grey in one region and brown in another.
+        sharpness: Half range of the side weights of a three-pixel filter, which blurs (above 0) or sharpens (below):
+            renderings of the same ground differ in that.
+        paste_share: Share of the patches without landslides that get those of another patch.
     """
 
     affine_share: float = 0.5
     scale: float = 0.3
     stretch: float = 0.2
     gain: float = 0.25
-    gain_shift: float = -0.08
-    band_gain: float = 0.15
-    offset: float = 0.12
-    band_offset: float = 0.1
-    gamma: float = 0.1
-    haze: float = 0.3
-    noise: float = 0.06
+    gain_shift: float = -0.15
+    band_gain: float = 0.05
+    offset: float = 0.1
+    band_offset: float = 0.05
+    saturation: float = 0.25
+    sharpness: float = 0.12
+    paste_share: float = 0.8
 
 
 def affine(count: int, size: int, patch: int, how: Augmentation, generator: torch.Generator) -> torch.Tensor:
@@ -91,6 +94,15 @@ def geometry(
     return x, torch.where(y < 0, UNKNOWN, y), masks[:, 1] > 0.5
 
 
+def resharpen(x: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+    """Filter patches (N, C, h, w) along both axes with (side, 1 - 2 side, side), one weight per patch (N,)."""
+    n, c, h, w = x.shape
+    kernel = torch.stack([side, 1 - 2 * side, side], 1).repeat_interleave(c, 0)[:, None]  # (N * C, 1, 3)
+    flat = F.pad(x.reshape(1, n * c, h, w), (1, 1, 1, 1), mode="replicate")
+    flat = F.conv2d(flat, kernel[:, :, None, :], groups=n * c)
+    return F.conv2d(flat, kernel[:, :, :, None], groups=n * c).reshape(n, c, h, w)
+
+
 def radiometry(x: torch.Tensor, how: Augmentation, generator: torch.Generator) -> torch.Tensor:
     """Change brightness and colour of standardized patches (N, C, h, w)."""
     n, c = x.shape[:2]
@@ -101,17 +113,52 @@ def radiometry(x: torch.Tensor, how: Augmentation, generator: torch.Generator) -
         )
 
     much = torch.rand(n, 1, 1, 1, generator=generator)
+    x = resharpen(x, (torch.rand(n, generator=generator) * 2 - 1) * how.sharpness)
+    grey = x.mean(dim=1, keepdim=True)
+    x = grey + (x - grey) * (much * normal(how.saturation, 0)).exp()
     x = x * (much * (normal(how.gain, how.band_gain) + how.gain_shift)).exp()
-    x = x + much * normal(how.offset, how.band_offset)
-    x = x.sign() * (x.abs() + 1e-4) ** (much * normal(how.gamma, 0)).exp()
-    haze = torch.rand(n, 1, 3, 3, generator=generator) * torch.rand(n, 1, 1, 1, generator=generator) * how.haze
-    x = x + F.interpolate(haze, size=x.shape[-2:], mode="bicubic", align_corners=True)
-    strength = torch.rand(n, 1, 1, 1, generator=generator) * how.noise
-    return x + torch.randn(x.shape, generator=generator) * strength
+    return x + much * normal(how.offset, how.band_offset)
+
+
+def paste(
+    x: torch.Tensor, y: torch.Tensor, seen: torch.Tensor, share: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Put the landslides of other patches of the batch into a share of those that have none (Ghiasi et al. 2021, CVPR).
+
+    Scenes without landslides look unlike the labelled regions. Left as they are, they teach a network that nothing is
+    a landslide where the land looks foreign.
+
+    Args:
+        x: (N, C, h, w) patches.
+        y: (N, h, w) truth.
+        seen: (N, h, w) valid pixels.
+        share: Of the patches without landslides that get some.
+        generator: Of this batch.
+    """
+    scars = (y == 1) & seen
+    has = scars.flatten(1).any(1)
+    chosen = ~has & (torch.rand(len(y), generator=generator) < share)
+    if not has.any() or not chosen.any():
+        return x, y
+    givers = has.nonzero().squeeze(1)
+    giver = givers[torch.randint(len(givers), (int(chosen.sum()),), generator=generator)]
+    pasted = scars[giver] & seen[chosen]
+    # A border of one pixel is mixed, as the sensor would mix it.
+    weight = F.avg_pool2d(pasted[:, None].float(), 3, stride=1, padding=1) * seen[giver][:, None]
+    x, y = x.clone(), y.clone()
+    x[chosen] = weight * x[giver] + (1 - weight) * x[chosen]
+    y[chosen] = torch.where(pasted, 1, y[chosen])
+    return x, y
 
 
 def augment(
-    image: torch.Tensor, truth: torch.Tensor, valid: torch.Tensor, patch: int, how: Augmentation, seed: int
+    image: torch.Tensor,
+    truth: torch.Tensor,
+    valid: torch.Tensor,
+    patch: int,
+    how: Augmentation,
+    spectral: torch.Tensor,
+    seed: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Geometry and radiometry together; equal seeds give equal batches.
 
@@ -121,6 +168,7 @@ def augment(
         valid: (N, n, n) bool.
         patch: Side of the patches to make.
         how: Strengths.
+        spectral: (C,) bool, channels whose brightness and colour change; slope and elevation do not.
         seed: Of this batch.
 
     Returns:
@@ -128,4 +176,7 @@ def augment(
     """
     generator = torch.Generator().manual_seed(seed)
     x, y, seen = geometry(image, truth, valid, patch, how, generator)
-    return radiometry(x, how, generator), torch.where(seen, y, UNKNOWN), seen
+    if spectral.any():
+        x[:, spectral] = radiometry(x[:, spectral], how, generator)
+    x, y = paste(x, torch.where(seen, y, UNKNOWN), seen, how.paste_share, generator)
+    return x, y, seen

@@ -38,9 +38,19 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
     networks = [registry.load_network(m, n) for m, n in pairs]
-    split = load_split(replace(data, bands=card.bands, compression=card.compression, resolution=card.resolution_m), 0)
-    thresholds, metrics = tune(networks, split.validation, device, dtype, PATCH)
-    ensemble = Ensemble(networks, device, dtype)
+    split = load_split(
+        replace(
+            data,
+            synthetic=0,
+            bands=card.bands,
+            compression=card.compression,
+            normalization=card.normalization,
+            resolution=card.resolution_m,
+        ),
+        0,
+    )
+    thresholds, metrics = tune(networks, split.validation, device, dtype, PATCH, card.scale)
+    ensemble = Ensemble(networks, device, dtype, scale=card.scale)
     crf = tune_crf(ensemble, split.validation, thresholds["balanced"], PATCH, PATCH // 2)
     out.mkdir(parents=True, exist_ok=True)
     for model, network in pairs:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from l4s_geo.data.crops import Area, load_area, synthetic_negatives
+from l4s_geo.data.crops import Area, load_area, patch_areas, synthetic_negatives
+from l4s_geo.data.folders import open_patches
 from l4s_geo.errors import InputError
-from l4s_geo.normalize import Compression, Normalizer
+from l4s_geo.normalize import NAMED, Compression, Normalizer
+from l4s_geo.tiling import PATCH
 
 
 @dataclass(frozen=True)
@@ -17,15 +19,16 @@ class DataOptions:
     """Data of a training run.
 
     Attributes:
-        scenes: Folders of labelled scenes to learn from.
+        scenes: Folders to learn from: labelled scenes, Landslide4Sense patches, or chips.
         bands: Input bands, in order.
-        holdout: Blocks ``NAME:ROW0-ROW1`` of pixel rows that training never sees.
+        holdout: What training never sees, as ``parse_block`` reads it.
         validate: Blocks in the same form that the threshold is tuned on; held out as well.
         unseen: Folders of labelled scenes that are only watched.
         negatives: Scenes without landslides (file, folder or glob; ``PATH@UNITS`` states their units).
         synthetic: Number of synthetic scenes without landslides.
         negative_share: Share of crops from negatives and synthetic scenes.
         compression: Of the normalizer.
+        normalization: As in ``l4s_geo.train.recipe.Recipe``.
         resolution: Metres per pixel.
     """
 
@@ -38,6 +41,7 @@ class DataOptions:
     synthetic: int = 0
     negative_share: float = 0.15
     compression: Compression = "asinh"
+    normalization: str = "scene"
     resolution: float = 10.0
 
     def describe(self) -> dict[str, Any]:
@@ -67,29 +71,96 @@ class Split:
     statistics: Normalizer
 
 
+@dataclass(frozen=True)
+class Block:
+    """A part of the data: pixel rows of a region, or all of it.
+
+    Attributes:
+        region: Its name; None stands for every region.
+        rows: First and last-but-one pixel row; None stands for all.
+    """
+
+    region: str | None
+    rows: tuple[int, int] | None
+
+    def of(self, area: Area) -> tuple[int, int] | None:
+        """The rows of an area that belong to the block, or None."""
+        if self.region not in (None, area.name):
+            return None
+        first, last = self.rows or (0, area.truth.shape[0])
+        last = min(last, area.truth.shape[0])
+        return (first, last) if first < last else None
+
+
+def parse_block(text: str) -> Block:
+    """``region:NAME``, ``rows:50-61`` (rows of patches, both included) or ``NAME:6400-7936`` (pixel rows, half open).
+
+    Raises:
+        InputError: It is none of these.
+    """
+    kind, _, rest = text.rpartition(":")
+    found = re.fullmatch(r"(\d+)-(\d+)", rest)
+    if kind == "region" and rest:
+        return Block(rest, None)
+    if found and kind == "rows" and int(found[1]) <= int(found[2]):
+        return Block(None, (PATCH * int(found[1]), PATCH * (int(found[2]) + 1)))
+    if found and kind and int(found[1]) < int(found[2]):
+        return Block(kind, (int(found[1]), int(found[2])))
+    raise InputError(
+        f"A part of the data is written region:NAME, rows:FIRST-LAST (rows of patches) or NAME:ROW0-ROW1 (pixel rows, "
+        f"half open), not {text!r}."
+    )
+
+
 def load_split(options: DataOptions, seed: int) -> Split:
     """Read the scenes and take them apart.
 
     Raises:
-        InputError: A block names no scene or no rows.
+        InputError: A block names no scene or no rows, or nothing is left to learn from.
     """
-    blocks = {key: [_parse_block(b) for b in getattr(options, key)] for key in ("holdout", "validate")}
+    held, validated = ([parse_block(b) for b in texts] for texts in (options.holdout, options.validate))
+    areas = [area for path in options.scenes for area in _load_labelled(options, path)]
+    for text, block in zip((*options.holdout, *options.validate), (*held, *validated), strict=True):
+        if not any(block.of(area) for area in areas):
+            names = ", ".join(dict.fromkeys(a.name for a in areas))
+            raise InputError(f"There is no {text!r} to hold out; the regions are {names}.")
     train: list[Area] = []
     validation: list[Area] = []
-    names = [Path(p).name for p in options.scenes]
-    for name, _, _ in [*blocks["holdout"], *blocks["validate"]]:
-        if name not in names:
-            raise InputError(f"Held-out block names the scene {name!r}; the scenes are {', '.join(names)}.")
-    for path in options.scenes:
-        area = _load(options, path)
-        kept_out = [(a, b) for key in blocks for name, a, b in blocks[key] if name == area.name]
-        validation += [area.rows(a, b) for name, a, b in blocks["validate"] if name == area.name]
-        train.append(area.without_rows(kept_out, options.compression))
+    for area in areas:
+        out = [rows for block in (*held, *validated) if (rows := block.of(area))]
+        validation += [area.rows(*rows) for block in validated if (rows := block.of(area))]
+        if (0, area.truth.shape[0]) not in out:
+            train.append(area.without_rows(out, options.compression) if out else area)
+    if not any((area.truth == 1).any() for area in train):
+        raise InputError("No labelled landslide is left to learn from. Give more data, or hold out less.")
     negatives = [_load(options, p, labels=False) for p in options.negatives]
     negatives += synthetic_negatives(options.synthetic, 512, options.bands, options.compression, 1000 * seed)
     watched = {"validation": validation} if validation else {}
-    watched |= {f"unseen {Path(p).name}": [_load(options, p)] for p in options.unseen}
-    return Split(train, negatives, validation, watched, _mean([a.normalizer for a in train]))
+    watched |= {f"unseen {Path(p).name}": _load_labelled(options, p) for p in options.unseen}
+    statistics = _mean([a.normalizer for a in train])
+    found = Split(train, negatives, validation, watched, statistics)
+    return found if options.normalization == "scene" else _standardized(found, options)
+
+
+def _standardized(split: Split, options: DataOptions) -> Split:
+    """All areas with one fixed normalizer."""
+    fixed = split.statistics
+    if options.normalization != "model":
+        fixed = replace(NAMED[options.normalization]().select(options.bands), compression=options.compression)
+
+    def changed(areas: list[Area]) -> list[Area]:
+        return [replace(a, normalizer=fixed) for a in areas]
+
+    watched = {name: changed(areas) for name, areas in split.watched.items()}
+    return Split(changed(split.train), changed(split.negatives), changed(split.validation), watched, fixed)
+
+
+def _load_labelled(options: DataOptions, path: str) -> list[Area]:
+    """A labelled scene as one area; a folder of patches as its regions."""
+    folder = Path(path)
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("labels.tif", "rgb.tif", "image.tif")):
+        return [_load(options, path)]
+    return list(patch_areas(open_patches(path, options.bands), options.compression))
 
 
 def _load(options: DataOptions, path: str, labels: bool = True) -> Area:
@@ -102,13 +173,6 @@ def _load(options: DataOptions, path: str, labels: bool = True) -> Area:
         labels=labels,
         units=units or "auto",
     )
-
-
-def _parse_block(text: str) -> tuple[str, int, int]:
-    found = re.fullmatch(r"(.+):(\d+)-(\d+)", text)
-    if not found or int(found[2]) >= int(found[3]):
-        raise InputError(f"A block of rows is written NAME:ROW0-ROW1 (pixel rows, half open), not {text!r}.")
-    return found[1], int(found[2]), int(found[3])
 
 
 def _mean(found: list[Normalizer]) -> Normalizer:

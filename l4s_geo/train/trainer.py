@@ -1,31 +1,40 @@
-"""Train one network on labelled scenes: options in, a model directory out."""
+"""Train networks on labelled scenes: a recipe and data in, a model directory out."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from l4s_geo.data.crops import Crop, CropSampler, crops_of_step, seed_of
+from l4s_geo.errors import InputError, ModelError
 from l4s_geo.inference import choose_device, choose_dtype
-from l4s_geo.models import registry, zoo
-from l4s_geo.models.card import Card
+from l4s_geo.models import pretrained, registry, zoo
+from l4s_geo.models.card import CARD, Card
 from l4s_geo.progress import Progress
-from l4s_geo.train.augment import Augmentation, augment
-from l4s_geo.train.losses import cross_entropy_jaccard
+from l4s_geo.train.augment import augment
+from l4s_geo.train.colour import spectral_channels
+from l4s_geo.train.join import join
+from l4s_geo.train.losses import Loss, compose
+from l4s_geo.train.mixing import Mixed, mix
+from l4s_geo.train.optimize import optimizer_of, rate_factor
+from l4s_geo.train.recipe import Recipe
 from l4s_geo.train.record import Log, Record, load_state, plot, save_state
 from l4s_geo.train.split import DataOptions, Split, load_split
 from l4s_geo.train.validate import score, tune
 
-#: Side of a raw crop; leaves room around a 128-pixel patch to be turned and scaled.
-CROP = 224
+#: Side of a raw crop as a multiple of the patch's; leaves room to turn and scale it.
+ROOM = 1.75
 
 
 @dataclass(frozen=True)
@@ -36,13 +45,10 @@ class TrainOptions:
         data: Scenes, holdouts, negatives.
         out: Model directory to write.
         name: Of the model.
-        arch: A preset of ``l4s_geo.models.zoo``.
-        minutes: Time budget; the learning-rate cycle is fitted into it. None: ``steps`` decide alone.
-        steps: Most optimizer steps.
-        batch_size: Patches a step.
-        learning_rate: Peak of the one-cycle schedule.
-        weight_decay: Of AdamW.
-        ema: Decay of the averaged weights.
+        recipe: Networks, losses, optimizers, augmentation.
+        minutes: Time budget; stages and learning-rate cycles are fitted into it. None: ``steps`` decide alone.
+        steps: Most optimizer steps of a network; None: those of the recipe, or as many as fit into ``minutes``.
+        accumulate: Parts that a batch is cut into, to save memory.
         seed: Of everything random.
         init: Model directory to start from.
         resume: Continue from the checkpoint in ``out``.
@@ -51,19 +57,15 @@ class TrainOptions:
         threads: CPU threads; 0 leaves torch's choice.
         validate_minutes: Time between two validations (and checkpoints).
         patch: Side of the patches.
-        augmentation: Strengths.
     """
 
     data: DataOptions
     out: Path
     name: str
-    arch: str = "unet-resnet10t"
+    recipe: Recipe
     minutes: float | None = None
-    steps: int = 10_000
-    batch_size: int = 16
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    ema: float = 0.998
+    steps: int | None = None
+    accumulate: int = 1
     seed: int = 1
     init: Path | None = None
     resume: bool = False
@@ -72,66 +74,98 @@ class TrainOptions:
     threads: int = 0
     validate_minutes: float = 5.0
     patch: int = 128
-    augmentation: Augmentation = field(default_factory=Augmentation)
 
+    def share(self, steps: int, seconds: float) -> float:
+        """How much of the budget is used, 0..1."""
+        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
+        most = self.steps or (None if self.minutes else self.recipe.steps)
+        return min(1.0, max(steps / most if most else 0.0, by_time))
 
-def one_cycle(share: float) -> float:
-    """Learning-rate factor after ``share`` of the run: linear warm-up over 5 %, then a cosine to 1 % (Smith 2018)."""
-    if share < 0.05:
-        return 0.04 + 0.96 * share / 0.05
-    return 0.01 + 0.99 * 0.5 * (1 + float(np.cos(np.pi * min(1.0, (share - 0.05) / 0.95))))
+    def describe(self) -> dict[str, Any]:
+        """For the card and for resuming: without paths."""
+        values = asdict(self)
+        hidden = ("out", "resume", "device", "threads")
+        values = {k: v for k, v in values.items() if k not in hidden}
+        return values | {"data": self.data.describe(), "init": self.init.name if self.init else None}
 
 
 @dataclass
 class Run:
-    """The moving parts of a training run."""
+    """The moving parts of a training run; ``best`` holds the weights that ``patience`` would go back to."""
 
     net: nn.Module
     average: AveragedModel
     optimizer: torch.optim.Optimizer
+    loss: Loss
     device: torch.device
     dtype: torch.dtype
+    stage: int = 0
     step: int = 0
     seconds: float = 0.0
+    best_f1: float = -1.0
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    stale: int = 0
+
+    def enter(self, recipe: Recipe, stage: int) -> None:
+        """Take up the optimizer and the loss of a stage."""
+        self.stage = stage
+        self.optimizer = optimizer_of(recipe.stages[stage], self.net)
+        self.loss = compose(recipe.stages[stage].loss)
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
-        return {
-            "net": self.net.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seconds": self.seconds,
-        }
+        plain = {name: getattr(self, name) for name in ("stage", "step", "seconds", "best_f1", "best", "stale")}
+        modules = {name: getattr(self, name).state_dict() for name in ("net", "average", "optimizer")}
+        return plain | modules
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, recipe: Recipe, state: dict[str, Any]) -> None:
         """Continue from ``state``."""
-        self.net.load_state_dict(state["net"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.enter(recipe, int(state["stage"]))
+        for name in ("net", "average", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        for name in ("step", "seconds", "best_f1", "best", "stale"):
+            setattr(self, name, state[name])
 
 
 def train(options: TrainOptions, progress: Progress) -> Card:
-    """Train a network and write its model directory.
+    """Train the networks of the recipe, one after another, and write the model directory.
 
     The directory holds ``card.json``, the averaged weights, ``log.csv``, ``curve.png`` and, until the run is
-    complete, ``checkpoint.pt``.
+    complete, ``checkpoint.pt``. Several networks get such a directory each, inside of that of their ensemble.
 
     Raises:
-        InputError: Data or options that cannot be used.
-        ModelError: The model to start from does not fit.
+        InputError: Data or options that cannot be used, or not enough memory.
+        ModelError: The model to start from does not fit, or the loss is no number any more.
     """
+    networks = options.recipe.networks
     if options.threads:
         torch.set_num_threads(options.threads)
+    if len(networks) == 1:
+        return _train_one(options, progress)
+    for i, arch in enumerate(networks):
+        member = replace(
+            options,
+            out=options.out / arch,
+            name=arch,
+            recipe=replace(options.recipe, networks=(arch,)),
+            minutes=options.minutes / len(networks) if options.minutes else None,
+            seed=options.seed + i,
+        )
+        if not (options.resume and (member.out / CARD).is_file()):
+            _train_one(member, progress)
+    return join([str(options.out / arch) for arch in networks], options.data, options.out, options.name)
+
+
+def _train_one(options: TrainOptions, progress: Progress) -> Card:
+    (arch,) = options.recipe.networks
     split = load_split(options.data, options.seed)
     run = _start(options)
     options.out.mkdir(parents=True, exist_ok=True)
     log = Log(options.out / "log.csv", keep=run.step > 0)
-    progress.start(f"training {options.arch}", 1000)
+    progress.start(f"training {arch}", 1000)
     shown = 0
     for record in _steps(options, run, split):
-        share = int(1000 * _share(options, run))
+        share = int(1000 * options.share(run.step, run.seconds))
         progress.advance(share - shown)
         shown = share
         if record is not None:
@@ -148,18 +182,12 @@ def _start(options: TrainOptions) -> Run:
     torch.manual_seed(options.seed)
     device = choose_device(options.device)
     net = _network(options).to(device).to(memory_format=torch.channels_last)
-    average = AveragedModel(net, multi_avg_fn=_averaging(options.ema), use_buffers=True)
-    decayed = [p for p in net.parameters() if p.ndim > 1]
-    others = [p for p in net.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": decayed, "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=options.learning_rate, fused=True)
-    run = Run(net, average, optimizer, device, choose_dtype(options.dtype, device))
+    average = AveragedModel(net, multi_avg_fn=_averaging(options.recipe.ema), use_buffers=True)
+    first = options.recipe.stages[0]
+    run = Run(net, average, optimizer_of(first, net), compose(first.loss), device, choose_dtype(options.dtype, device))
     checkpoint = options.out / "checkpoint.pt"
     if options.resume and checkpoint.is_file():
-        run.restore(load_state(checkpoint, device))
+        run.restore(options.recipe, load_state(checkpoint, device))
     return run
 
 
@@ -180,83 +208,142 @@ def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def _network(options: TrainOptions) -> nn.Module:
-    if options.init is not None:
-        model = registry.find(str(options.init))
-        return registry.load_network(model, model.card.networks[0])
-    architecture, args = zoo.preset(options.arch)
-    return zoo.build(architecture, args, len(options.data.bands))
-
-
-def _share(options: TrainOptions, run: Run) -> float:
-    by_steps = run.step / options.steps
-    by_time = run.seconds / (60 * options.minutes) if options.minutes else 0.0
-    return min(1.0, max(by_steps, by_time))
+    (arch,) = options.recipe.networks
+    if options.init is None:
+        architecture, args = zoo.preset(arch, options.data.bands)
+        if not options.recipe.pretrained:
+            return zoo.build(architecture, args, len(options.data.bands))
+        net, note = pretrained.build(architecture, args, len(options.data.bands))
+        if note:
+            logging.getLogger(__name__).warning(note)
+        return net
+    model = registry.find(str(options.init))
+    same = [n for n in model.card.networks if n.name == arch]
+    if not same or model.card.bands != options.data.bands:
+        raise ModelError(
+            f"Cannot start from {options.init}: it holds {', '.join(n.name for n in model.card.networks)} for bands "
+            f"{' '.join(model.card.bands)}, not {arch} for {' '.join(options.data.bands)}. Choose another with --arch."
+        )
+    return registry.load_network(model, same[0])
 
 
 def _steps(options: TrainOptions, run: Run, split: Split) -> Iterator[Record | None]:
     """Run the steps; yields None after each, and a record after each validation."""
-    sampler = CropSampler(split.train, split.negatives, options.data.negative_share, CROP)
+    recipe = options.recipe
+    sampler = CropSampler(split.train, split.negatives, options.data.negative_share, round(ROOM * options.patch))
     losses: list[torch.Tensor] = []
     validated, first = run.seconds, run.step
-    while (share := _share(options, run)) < 1.0:
+    while (share := options.share(run.step, run.seconds)) < 1.0:
         started = time.monotonic()
-        rate = options.learning_rate * one_cycle(share)
+        stage, inner = recipe.stage_at(share)
+        if stage != run.stage:
+            run.enter(recipe, stage)
+        rate = recipe.stages[stage].learning_rate * rate_factor(recipe.stages[stage], inner)
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         losses.append(_step(options, run, sampler))
         run.step += 1
         run.seconds += time.monotonic() - started
         due = run.seconds - validated >= 60 * options.validate_minutes
-        if due or _share(options, run) >= 1.0:
-            speed = (run.step - first) * options.batch_size / (run.seconds - validated)
-            scores = {
-                name: score(run.average.module, areas, run, options.patch) for name, areas in split.watched.items()
-            }
+        if due or options.share(run.step, run.seconds) >= 1.0:
+            speed = (run.step - first) * recipe.batch_size / (run.seconds - validated)
             loss = float(torch.stack(losses).mean())
-            yield Record(run.step, run.seconds / 60, rate, loss, speed, scores)
+            yield Record(run.step, run.seconds / 60, rate, loss, speed, _scores(options, run, split))
+            if recipe.patience and run.stale >= recipe.patience:
+                return
             losses, validated, first = [], run.seconds, run.step
         else:
             yield None
 
 
+def _scores(options: TrainOptions, run: Run, split: Split) -> dict[str, dict[str, float]]:
+    """Figures on the watched areas; remembers the best weights where the recipe has patience for them."""
+    net, scale = run.average.module, options.recipe.scale
+    found = {name: score(net, areas, run, options.patch, scale) for name, areas in split.watched.items()}
+    if options.recipe.patience and "validation" in found:
+        run.stale += 1
+        if found["validation"]["f1"] > run.best_f1:
+            run.stale, run.best_f1 = 0, found["validation"]["f1"]
+            run.best = {k: v.detach().clone() for k, v in net.state_dict().items()}
+    return found
+
+
 def _step(options: TrainOptions, run: Run, sampler: CropSampler) -> torch.Tensor:
-    crops = crops_of_step(sampler, run.step, options.batch_size, options.seed)
-    x, y = make_batch(crops, options, seed_of(options.seed, run.step, "augment"))
-    x = x.to(run.device, memory_format=torch.channels_last, non_blocking=True)
+    """One optimizer step on one batch; its mean loss."""
+    crops = crops_of_step(sampler, run.step, options.recipe.batch_size, options.seed)
     run.net.train()
-    with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        logits = run.net(x)
-    loss = cross_entropy_jaccard(logits.float(), y.to(run.device, non_blocking=True))
     run.optimizer.zero_grad()
-    torch.autograd.backward(loss)
+    total = torch.zeros((), device=run.device)
+    for i in range(options.accumulate):
+        batch = make_batch(crops[i :: options.accumulate], options, seed_of(options.seed, run.step, "augment", i))
+        with _advice_on_memory(options, len(batch.image)):
+            loss = _loss(options, run, batch) / options.accumulate
+            torch.autograd.backward(loss)
+        total += loss.detach()
+    if not torch.isfinite(total):
+        path = options.out / "bad-batch.pt"
+        save_state({"image": batch.image, "truths": list(batch.truths), "step": run.step}, path)
+        raise ModelError(
+            f"The loss was {float(total)} at step {run.step}; the batch is in {path}. Look at it for broken pixels, or "
+            "train with a lower --learning-rate."
+        )
     nn.utils.clip_grad_norm_(run.net.parameters(), 3.0)
     run.optimizer.step()
     run.average.update_parameters(run.net)
-    return loss.detach()
+    return total
 
 
-def make_batch(crops: list[Crop], options: TrainOptions, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Augmented, compressed patches (N, C, patch, patch) float32 and their truth (N, patch, patch) int64."""
+@contextmanager
+def _advice_on_memory(options: TrainOptions, patches: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise InputError(
+            f"Not enough memory for {patches} patches of {options.patch} pixels at once. Add --accumulate "
+            f"{2 * options.accumulate}, which gives nearly the same result, or lower --batch-size."
+        ) from e
+
+
+def _loss(options: TrainOptions, run: Run, batch: Mixed) -> torch.Tensor:
+    x = batch.image.to(run.device, memory_format=torch.channels_last, non_blocking=True)
+    size, scale = x.shape[-2:], options.recipe.scale
+    if scale != 1.0:
+        x = F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+    with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+        answer = run.net(x)
+    logits, *more = answer if isinstance(answer, tuple) else (answer,)
+    logits = logits.float()
+    if scale != 1.0:
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    on_device = Mixed(x, tuple((share, truth.to(run.device, non_blocking=True)) for share, truth in batch.truths))
+    return on_device.loss(run.loss, logits, *more)
+
+
+def make_batch(crops: list[Crop], options: TrainOptions, seed: int) -> Mixed:
+    """Augmented, compressed and mixed patches (N, C, patch, patch) float32 with their truth."""
     x, y, seen = augment(
         torch.from_numpy(np.stack([c.image for c in crops])),
         torch.from_numpy(np.stack([c.truth for c in crops])),
         torch.from_numpy(np.stack([c.valid for c in crops])),
         options.patch,
-        options.augmentation,
+        options.recipe.augmentation,
+        spectral_channels(options.data.bands),
         seed,
     )
     if options.data.compression == "asinh":
         x = x.asinh()
-    return x * seen[:, None], y
+    return mix(x * seen[:, None], y, options.recipe.mixing, torch.Generator().manual_seed(seed_of(seed, "mix")))
 
 
 def _finish(options: TrainOptions, run: Run, split: Split) -> Card:
+    (arch,) = options.recipe.networks
+    if run.best:
+        run.average.module.load_state_dict(run.best)
     net = run.average.module.eval()
-    architecture, args = zoo.preset(options.arch)
-    network = registry.save_network(net, options.out, options.arch, architecture, args)
-    thresholds, metrics = tune([net], split.validation, run.device, run.dtype, options.patch)
-    settings = asdict(options)
-    settings.update(data=options.data.describe(), out="", init=options.init.name if options.init else None)
+    architecture, args = zoo.preset(arch, options.data.bands)
+    network = registry.save_network(net, options.out, arch, architecture, args)
+    scale = options.recipe.scale
+    thresholds, metrics = tune([net], split.validation, run.device, run.dtype, options.patch, scale)
     card = Card(
         name=options.name,
         version="1",
@@ -267,10 +354,11 @@ def _finish(options: TrainOptions, run: Run, split: Split) -> Card:
         compression=options.data.compression,
         statistics=split.statistics.to_dict(),
         resolution_m=options.data.resolution,
-        scale=1.0,
+        scale=scale,
         thresholds=thresholds,
         threshold_split=", ".join(options.data.validate) or "not tuned",
-        training={"settings": settings, "steps": run.step, "minutes": round(run.seconds / 60, 1)},
+        normalization=options.data.normalization,
+        training={"settings": options.describe(), "steps": run.step, "minutes": round(run.seconds / 60, 1)},
         metrics=metrics,
     )
     card.save(options.out)

@@ -20,6 +20,9 @@ BETAS = {"balanced": 1.0, "recall": 2.0, "precision": 0.5}
 #: Contrasts that a threshold has to serve: how much landslides stand out differs by about this between regions.
 CONTRASTS = (1.25, 1.0, 0.8)
 
+#: What of the F-measure a lower threshold may cost: networks are less sure of landslides where they never learnt.
+SLACK = 0.005
+
 
 class On(Protocol):
     """Where to run."""
@@ -39,29 +42,35 @@ def threshold_curve(ensemble: Ensemble, areas: Sequence[Area], patch: int, overl
     return curve
 
 
-def score(net: nn.Module, areas: Sequence[Area], on: On, patch: int) -> dict[str, float]:
+def score(net: nn.Module, areas: Sequence[Area], on: On, patch: int, scale: float = 1.0) -> dict[str, float]:
     """Best F1 over all thresholds, the threshold, and F1 at 0.5."""
-    curve = threshold_curve(Ensemble([net], on.device, on.dtype), areas, patch, overlap=0.25)
+    curve = threshold_curve(Ensemble([net], on.device, on.dtype, scale=scale), areas, patch, overlap=0.25)
     threshold, best = curve.best_f(1.0)
     return {"f1": best.f1, "threshold": threshold, "f1_at_0.5": curve.counts_at(0.5).f1}
 
 
 def tune(
-    networks: Sequence[nn.Module], areas: Sequence[Area], device: torch.device, dtype: torch.dtype, patch: int
+    networks: Sequence[nn.Module],
+    areas: Sequence[Area],
+    device: torch.device,
+    dtype: torch.dtype,
+    patch: int,
+    scale: float = 1.0,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Thresholds of the best F1, F2 and F0.5 on validation areas (0.5 without any), and the figures there.
 
     A threshold that is tuned on one region alone does not fit the next, where landslides stand out less or more. It
-    is therefore tuned on the areas as they are and with more and less contrast; the figures are of the former alone.
+    is therefore tuned on the areas as they are and with more and less contrast, and is the lowest of those that are
+    about as good; the figures are of the areas as they are, alone.
     """
     if not areas:
         return dict.fromkeys(BETAS, 0.5), {}
-    ensemble = Ensemble(networks, device, dtype)
+    ensemble = Ensemble(networks, device, dtype, scale=scale)
     varied = threshold_curve(ensemble, [a.with_contrast(g) for a in areas for g in CONTRASTS], patch)
     plain = threshold_curve(ensemble, areas, patch)
     thresholds, figures = {}, {}
     for name, beta in BETAS.items():
-        thresholds[name] = round(varied.best_f(beta)[0], 3)
+        thresholds[name] = round(varied.best_f(beta, SLACK)[0], 3)
         counts = plain.counts_at(thresholds[name])
         figures[name] = {k: round(getattr(counts, k), 4) for k in ("precision", "recall", "f1")}
     return thresholds, {f"validation ({', '.join(a.name for a in areas)})": figures}

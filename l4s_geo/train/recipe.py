@@ -1,0 +1,271 @@
+"""Training recipes: declarative files that say how a system is trained."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from l4s_geo.errors import InputError
+from l4s_geo.models import zoo
+from l4s_geo.normalize import NAMED
+from l4s_geo.train.augment import Augmentation
+from l4s_geo.train.losses import compose
+from l4s_geo.train.mixing import Mixing
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Optimizer = Literal["adamw", "adam", "sgd"]
+Schedule = Literal["one-cycle", "cosine", "restarts", "poly", "constant"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One leg of a training, with an optimizer and a learning-rate cycle of its own.
+
+    Attributes:
+        steps: Optimizer steps; where a run is given another budget, its share of that.
+        loss: Names of losses with their weights, as ``l4s_geo.train.losses.compose`` takes them.
+        optimizer: ``sgd`` is with Nesterov momentum 0.9.
+        learning_rate: Highest of the schedule.
+        weight_decay: Of the optimizer; biases and norms are spared.
+        schedule: Of the learning rate, see ``l4s_geo.train.optimize``.
+        warm_up: Share of the stage over which the rate rises linearly.
+        frozen: Parts of the network that do not learn, such as ``encoder``.
+    """
+
+    steps: int = 10_000
+    loss: Mapping[str, Any] = field(default_factory=lambda: {"cross-entropy": 1.0, "jaccard": 1.0})
+    optimizer: Optimizer = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    schedule: Schedule = "one-cycle"
+    warm_up: float = 0.05
+    frozen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a system is trained.
+
+    Attributes:
+        title: What it is, in one line.
+        source: Paper or page that it comes from.
+        published: Figures that were published for it, and on which data.
+        differs: Where this recipe differs from what was published, and why.
+        networks: Presets of ``l4s_geo.models.zoo``; several are trained one after another and averaged.
+        bands: Input bands.
+        stages: In order.
+        synthetic: Number of synthetic scenes without landslides to learn from as well.
+        negative_share: Share of the patches that are drawn from scenes without landslides.
+        batch_size: Patches a step.
+        scale: Patches are resized by this before the networks see them.
+        normalization: ``scene`` (each region with its own statistics), ``model`` (all with the mean of the training
+            regions), or a name in ``l4s_geo.normalize.NAMED``.
+        compression: Of the normalizer: ``asinh`` or ``none``.
+        pretrained: Start the encoders from weights of a hub where it can be reached, else from random ones.
+        ema: Decay of the averaged weights; 0 takes the last ones.
+        patience: Validations without a better F1 after which training stops with the best weights; 0: never.
+        augmentation: Strengths.
+        mixing: Strengths.
+    """
+
+    title: str
+    source: str
+    networks: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    published: str = ""
+    differs: str = ""
+    bands: tuple[str, ...] = ("B4", "B3", "B2")
+    synthetic: int = 0
+    negative_share: float = 0.15
+    batch_size: int = 16
+    scale: float = 1.0
+    normalization: str = "scene"
+    compression: Literal["none", "asinh"] = "asinh"
+    pretrained: bool = False
+    ema: float = 0.998
+    patience: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mixing: Mixing = field(default_factory=Mixing)
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(s.steps for s in self.stages)
+
+    def stage_at(self, share: float) -> tuple[int, float]:
+        """Number of the stage that runs after ``share`` of the training, and how much of it is done."""
+        done = share * self.steps
+        for i, stage in enumerate(self.stages):
+            if done < stage.steps or i == len(self.stages) - 1:
+                return i, min(1.0, done / stage.steps)
+            done -= stage.steps
+        raise AssertionError("a recipe has stages")
+
+
+def names() -> list[str]:
+    """Of the recipes that come with the package."""
+    return sorted(p.stem for p in RECIPES.glob("*.toml"))
+
+
+def load(name: str) -> Recipe:
+    """A recipe of the package by name, or from a TOML file.
+
+    Raises:
+        InputError: There is none, or it has a field that does not exist or makes no sense.
+    """
+    path = RECIPES / f"{name}.toml" if name in names() else Path(name)
+    if path.suffix != ".toml" or not path.is_file():
+        raise InputError(
+            f"Unknown recipe {name!r}{_meant(name, names())}; there are {', '.join(names())}, or give a .toml file."
+        )
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
+        raise InputError(f"Recipe {path} cannot be read: {e}. Compare it with one of the package.") from e
+    return parse(table, f"Recipe {path.name}")
+
+
+def parse(table: Mapping[str, Any], where: str) -> Recipe:
+    """A recipe from the table that a file holds.
+
+    Args:
+        table: With ``title``, ``source``, ``networks``, and ``stages`` as an array of tables.
+        where: For messages.
+
+    Raises:
+        InputError: A field that does not exist, is missing, or makes no sense.
+    """
+    values = dict(table)
+    parts: tuple[tuple[str, type], ...] = (("augmentation", Augmentation), ("mixing", Mixing))
+    for key, kind in parts:
+        values[key] = _fill(kind, values.get(key, {}), f"{where}, [{key}]")
+    stages = values.get("stages")
+    if not isinstance(stages, list) or not stages:
+        raise InputError(f"{where} needs at least one stage: write a table [[stages]].")
+    values["stages"] = tuple(_fill(Stage, s, f"{where}, stage {i}") for i, s in enumerate(stages, 1))
+    recipe: Recipe = _fill(Recipe, values, where)
+    _check(recipe, where)
+    return recipe
+
+
+def changed(
+    recipe: Recipe,
+    *,
+    learning_rate: float | None = None,
+    **fields_: Any,
+) -> Recipe:
+    """The recipe with what a user wants otherwise.
+
+    Args:
+        recipe: To start from.
+        learning_rate: Of every stage.
+        fields_: Other fields of the recipe; None or nothing keeps the recipe's.
+
+    Raises:
+        InputError: That makes no sense.
+    """
+    if learning_rate is not None:
+        fields_["stages"] = tuple(replace(s, learning_rate=learning_rate) for s in recipe.stages)
+    found = replace(recipe, **{k: v for k, v in fields_.items() if v is not None and v != ()})
+    _check(found, "Options")
+    return found
+
+
+def _fill(kind: type, table: object, where: str) -> Any:
+    """An instance of a dataclass from a table, field by field."""
+    if not isinstance(table, Mapping):
+        raise InputError(f"{where}: expected a table, not {table!r}.")
+    known = {f.name: f for f in fields(kind)}
+    for name in table:
+        if name not in known:
+            raise InputError(
+                f"{where} has no field {name!r}{_meant(name, known)}. There are: {', '.join(sorted(known))}."
+            )
+    try:
+        with _said_of(where):
+            return kind(**{k: _value(known[k].type, v, k) for k, v in table.items()})
+    except TypeError as e:
+        missing = str(e).rpartition(":")[2].strip()
+        raise InputError(f"{where} lacks {missing}.") from e
+
+
+def _value(kind: Any, value: object, where: str) -> object:
+    """The value as the field's annotation wants it (annotations are text: ``from __future__ import annotations``)."""
+    if kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InputError(f"{where} must be a whole number, not {value!r}.")
+    if kind == "float":
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InputError(f"{where} must be a number, not {value!r}.")
+        return float(value)
+    if kind == "bool" and not isinstance(value, bool):
+        raise InputError(f"{where} must be true or false, not {value!r}.")
+    if kind == "str" and not isinstance(value, str):
+        raise InputError(f"{where} must be text, not {value!r}.")
+    if kind == "tuple[str, ...]":
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise InputError(f"{where} must be a list of names, not {value!r}.")
+        return tuple(value)
+    return value
+
+
+def _check(recipe: Recipe, where: str) -> None:
+    """What the types of the fields do not say."""
+    if not recipe.networks:
+        raise InputError(f"{where} names no network.")
+    for network in recipe.networks:
+        if network not in zoo.PRESETS:
+            raise InputError(
+                f"{where}: unknown network {network!r}{_meant(network, zoo.PRESETS)}; there are "
+                f"{', '.join(zoo.PRESETS)}."
+            )
+    _one_of(recipe.compression, ("none", "asinh"), f"{where}: compression")
+    _one_of(recipe.normalization, ("scene", "model", *NAMED), f"{where}: normalization")
+    for name, value, good in (
+        ("batch_size", recipe.batch_size, recipe.batch_size >= 2),
+        ("synthetic", recipe.synthetic, recipe.synthetic >= 0),
+        ("negative_share", recipe.negative_share, 0 <= recipe.negative_share < 1),
+        ("scale", recipe.scale, 0 < recipe.scale <= 8),
+        ("ema", recipe.ema, 0 <= recipe.ema < 1),
+        ("patience", recipe.patience, recipe.patience >= 0),
+    ):
+        if not good:
+            raise InputError(f"{where}: {name} cannot be {value!r}.")
+    for i, stage in enumerate(recipe.stages, 1):
+        at = f"{where}, stage {i}"
+        _one_of(stage.optimizer, get_args(Optimizer), f"{at}: optimizer")
+        _one_of(stage.schedule, get_args(Schedule), f"{at}: schedule")
+        if stage.steps < 1 or stage.learning_rate <= 0 or stage.weight_decay < 0 or not 0 <= stage.warm_up < 1:
+            raise InputError(f"{at}: steps and learning_rate must be above 0, weight_decay not below, warm_up in 0..1.")
+        with _said_of(at):
+            loss = compose(stage.loss)
+        plain = [n for n in recipe.networks if zoo.PRESETS[n][0] != "ImageLevelUnet"]
+        if loss.image and plain:
+            raise InputError(
+                f"{at}: an image-level loss needs networks with an output for whole images (swinls-tiny, "
+                f"swinls-base), which {', '.join(plain)} has not."
+            )
+
+
+@contextmanager
+def _said_of(where: str) -> Iterator[None]:
+    """Put before a message what it is about."""
+    try:
+        yield
+    except InputError as e:
+        raise InputError(f"{where}: {e}") from e
+
+
+def _one_of(value: object, known: tuple[str, ...], where: str) -> None:
+    if value not in known:
+        raise InputError(f"{where} cannot be {value!r}{_meant(value, known)}; there are {', '.join(known)}.")
+
+
+def _meant(name: object, known: Any) -> str:
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
