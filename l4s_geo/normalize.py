@@ -2,7 +2,7 @@
 
 Standardizing every region with its own statistics is what the winners of Landslide4Sense call separated
 normalization (Ghorbanzadeh et al. 2022, IEEE JSTARS 15, doi:10.1109/JSTARS.2022.3220845). Here the statistics
-are those of the dark object and a winsorized standard deviation, which clouds, snow and borders move little.
+are a winsorized mean and standard deviation, which clouds, snow and borders move little.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ Compression = Literal["none", "asinh"]
 
 #: Histogram of the streaming statistics: one bin per digital number covers uint16 without loss.
 BINS = 1 << 16
-
-#: Quantile of a band that stands for its dark object.
-DARK = 0.02
 
 #: Order and values of the Landslide4Sense data set (``img_mean`` of its published notebooks).
 _L4S_BANDS = (
@@ -207,38 +204,35 @@ class RobustStats:
         found: NDArray[np.float64] = at + self.low + share
         return found
 
-    def spread(self) -> NDArray[np.float64]:
-        """Winsorized standard deviation of every band, (C,): values beyond the 2 % and 98 % quantiles count as these.
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Winsorized mean and standard deviation of every band, (C,) each (Tukey 1962, doi:10.1214/aoms/1177704711).
 
-        The bright tail (scars, gravel, fields) must count, for landslides lie in it. Clouds must not: the tail is cut
-        at eight times half the 16..84 % range from the median.
+        Values beyond the 2 % and 98 % quantiles count as these. The bright tail (scars, gravel, fields) must count, for
+        landslides lie in it. Clouds must not: the tail is cut at eight times half the 16..84 % range from the median.
         """
         low, median, high = (self.quantile(q) for q in (0.02, 0.5, 0.98))
-        core = 4 * np.maximum(self.quantile(0.84) - self.quantile(0.16), 1.0)
+        reach = 4 * np.maximum(self.quantile(0.84) - self.quantile(0.16), 1.0)
         values = np.arange(BINS) + self.low + 0.5
-        found = np.empty(len(self.bands))
+        mean, deviation = np.empty((2, len(self.bands)))
         for i, counts in enumerate(self.counts):
-            clipped = np.clip(values, max(low[i], median[i] - core[i]), min(high[i], median[i] + core[i]))
-            mean = np.average(clipped, weights=counts)
-            found[i] = np.sqrt(np.average((clipped - mean) ** 2, weights=counts))
-        return found
+            clipped = np.clip(values, max(low[i], median[i] - reach[i]), min(high[i], median[i] + reach[i]))
+            mean[i] = np.average(clipped, weights=counts)
+            deviation[i] = np.sqrt(np.average((clipped - mean[i]) ** 2, weights=counts))
+        return mean, deviation
 
     def normalizer(self, compression: Compression = "asinh", source: str = "") -> Normalizer:
-        """Centre = dark object (2 % quantile, Chavez 1988, doi:10.1016/0034-4257(88)90019-3), scale = ``spread``.
-
-        Dark ground looks the same everywhere once the scattered light is subtracted, the median depends on what grows
-        there. In four scenes of three regions landslides stand out in B4 by a median of 3.3 to 4.3 scales from the
-        dark object, but by 1.9 to 3.3 from the median.
+        """Standardization with the winsorized ``moments``.
 
         Raises:
             InputError: No valid pixel was counted.
         """
         if not self.pixels:
             raise InputError(f"No valid pixel to take statistics from ({source or 'scene'}); check nodata and masks.")
+        mean, deviation = self.moments()
         return Normalizer(
             self.bands,
-            tuple(round(float(v), 3) for v in self.quantile(DARK)),
-            tuple(round(max(float(v), 1.0), 3) for v in self.spread()),
+            tuple(round(float(v), 3) for v in mean),
+            tuple(round(max(float(v), 1.0), 3) for v in deviation),
             compression,
             source,
             self.pixels,

@@ -26,8 +26,10 @@ def test_streaming_does_not_depend_on_how_the_scene_is_cut(seed, cuts):
     valid = rng.random((60, 20)) < 0.8
     whole = fit([(image, valid)], ("B4", "B3", "B2"))
     assert fit(blocks(image, valid, sorted(cuts)), ("B4", "B3", "B2")) == whole
-    low, high = np.quantile(image[:, valid], (0.01, 0.03), axis=1)
-    assert ((low - 1 <= whole.center) & (whole.center <= high + 1)).all()
+    low, high = np.quantile(image[:, valid], (0.02, 0.98), axis=1)[..., None]
+    winsorized = np.clip(image[:, valid], low, high)
+    assert whole.center == pytest.approx(winsorized.mean(axis=1).tolist(), rel=0.02)
+    assert whole.scale == pytest.approx(winsorized.std(axis=1).tolist(), rel=0.05)
 
 
 def test_clouds_and_nodata_hardly_move_the_statistics():
@@ -38,11 +40,11 @@ def test_clouds_and_nodata_hardly_move_the_statistics():
     image[:, :20] = 9000
     cloudy = fit([(image, valid)], ("B4",))
     assert clean.scale[0] == pytest.approx(50, rel=0.06)
-    assert cloudy.center[0] == pytest.approx(clean.center[0], abs=0.2 * clean.scale[0])
+    assert cloudy.center[0] < clean.center[0] + 0.4 * cloudy.scale[0]
     assert cloudy.scale[0] < 4 * clean.scale[0]
     image[:, 100:], valid[100:] = 0, False
     image[:, :20], valid[:20] = 0, False
-    assert fit([(image, valid)], ("B4",)).center[0] == pytest.approx(500 - 2.054 * 50, abs=4)
+    assert fit([(image, valid)], ("B4",)).center[0] == pytest.approx(500, abs=4)
 
 
 def test_invalid_pixels_become_zero_and_saved_statistics_come_back(tmp_path):

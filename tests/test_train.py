@@ -250,6 +250,11 @@ def test_a_killed_run_resumes_to_the_same_weights(scene, tmp_path, tiny, monkeyp
         assert [int(r["step"]) for r in csv.DictReader(f)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_synthetic_scenes_come_with_and_without_landslides(scene):
+    split = load_split(DataOptions((str(scene),), synthetic=2, synthetic_landslides=1), 3)
+    assert [bool((a.truth == 1).any()) for a in split.negatives] == [False, False, True]
+
+
 def test_regions_and_rows_of_patches_are_held_out(tmp_path):
     scenes = tuple(str(write_labelled(tmp_path / name, seed=i)) for i, name in enumerate(("north", "south")))
     split = load_split(DataOptions(scenes, validate=("region:south",)), 0)

@@ -92,7 +92,6 @@ def map_demo_scene(out: Path, paths: dict[str, Path], progress: Progress) -> tup
         dem=str(paths["dem"]),
         out=out / "landslides.gpkg",
         prob=out / "prob.tif",
-        preset="recall",  # what the README advises for a region that the models never saw
         overwrite=True,
     )
     result = map_scene(options, progress)

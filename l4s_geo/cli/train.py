@@ -58,9 +58,15 @@ from l4s_geo.cli.options import FILE, Number, emit, names, report_options, repor
     help="Synthetic scenes without landslides instead of the recipe's number.",
 )
 @click.option(
+    "--synthetic-landslides",
+    type=click.IntRange(0),
+    default=0,
+    help="Synthetic scenes with landslides to learn from as well.",
+)
+@click.option(
     "--negative-share",
     type=Number(0, 0.9),
-    help="Share of the patches drawn from scenes without landslides, instead of the recipe's.",
+    help="Share of the patches drawn from synthetic scenes and those without landslides, instead of the recipe's.",
 )
 @click.option("--steps", type=click.IntRange(1), help="Steps of each network instead of the recipe's.")
 @click.option(
@@ -94,6 +100,7 @@ def command(
     unseen: tuple[str, ...],
     negatives: tuple[str, ...],
     synthetic: int | None,
+    synthetic_landslides: int,
     negative_share: float | None,
     out: Path,
     quiet: bool,
@@ -134,6 +141,7 @@ def command(
         recipe.negative_share,
         recipe.compression,
         recipe.normalization,
+        synthetic_landslides,
     )
     with reporting(quiet, verbose) as progress:
         card = train(TrainOptions(data=data, out=out, name=out.name, recipe=recipe, **options), progress)

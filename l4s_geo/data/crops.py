@@ -204,16 +204,16 @@ def _read_truth(path: Path, grid: Grid) -> NDArray[np.uint8]:
     return found
 
 
-def synthetic_negatives(
-    count: int, size: int, bands: Sequence[str], compression: Compression, seed: int
+def synthetic_areas(
+    count: int, size: int, bands: Sequence[str], compression: Compression, seed: int, *, landslides: bool
 ) -> Iterator[Area]:
-    """Synthetic scenes without landslides (towns, fields, water, snow, cloud ...), one theme after another."""
+    """Synthetic scenes with landslides, or without (towns, fields, water, snow ..., one theme after another)."""
     for i in range(count):
-        theme = NEGATIVE_THEMES[i % len(NEGATIVE_THEMES)]
-        scene = make_scene(size, size, seed + i, landslides=False, theme=theme)
+        theme = "mixed" if landslides else NEGATIVE_THEMES[i % len(NEGATIVE_THEMES)]
+        scene = make_scene(size, size, seed + i, landslides=landslides, theme=theme)
         at = [scene.bands.index(b) for b in bands]
         image = np.clip(np.rint(scene.image[at]), 0, 65535).astype(np.uint16)
-        truth = np.where(scene.valid, 0, UNKNOWN).astype(np.uint8)
+        truth = np.where(scene.valid, scene.truth, UNKNOWN).astype(np.uint8)
         yield make_area(f"synthetic-{theme}-{i}", bands, image, truth, scene.valid, compression)
 
 

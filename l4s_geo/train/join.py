@@ -42,6 +42,7 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
         replace(
             data,
             synthetic=0,
+            synthetic_landslides=0,
             bands=card.bands,
             compression=card.compression,
             normalization=card.normalization,

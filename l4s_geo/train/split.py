@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from l4s_geo.data.crops import Area, load_area, patch_areas, synthetic_negatives
+from l4s_geo.data.crops import Area, load_area, patch_areas, synthetic_areas
 from l4s_geo.data.folders import open_patches
 from l4s_geo.errors import InputError
 from l4s_geo.normalize import NAMED, Compression, Normalizer
@@ -26,6 +26,7 @@ class DataOptions:
         unseen: Folders of labelled scenes that are only watched.
         negatives: Scenes without landslides (file, folder or glob; ``PATH@UNITS`` states their units).
         synthetic: Number of synthetic scenes without landslides.
+        synthetic_landslides: Number of synthetic scenes with landslides, drawn like those without.
         negative_share: Share of crops from negatives and synthetic scenes.
         compression: Of the normalizer.
         normalization: As in ``l4s_geo.train.recipe.Recipe``.
@@ -42,6 +43,7 @@ class DataOptions:
     negative_share: float = 0.15
     compression: Compression = "asinh"
     normalization: str = "scene"
+    synthetic_landslides: int = 0
     resolution: float = 10.0
 
     def describe(self) -> dict[str, Any]:
@@ -134,7 +136,10 @@ def load_split(options: DataOptions, seed: int) -> Split:
     if not any((area.truth == 1).any() for area in train):
         raise InputError("No labelled landslide is left to learn from. Give more data, or hold out less.")
     negatives = [_load(options, p, labels=False) for p in options.negatives]
-    negatives += synthetic_negatives(options.synthetic, 512, options.bands, options.compression, 1000 * seed)
+    for count, landslides in ((options.synthetic, False), (options.synthetic_landslides, True)):
+        negatives += synthetic_areas(
+            count, 512, options.bands, options.compression, 1000 * seed + 500 * landslides, landslides=landslides
+        )
     watched = {"validation": validation} if validation else {}
     watched |= {f"unseen {Path(p).name}": _load_labelled(options, p) for p in options.unseen}
     statistics = _mean([a.normalizer for a in train])
