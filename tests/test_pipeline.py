@@ -125,7 +125,8 @@ def test_the_whole_flow(scene, model, tmp_path):
         assert json.loads(f.tags()["PROVENANCE"])["models"][0]["name"] == "bright"
     record = json.loads((tmp_path / "out.gpkg.json").read_text())
     assert record["inputs"]["scene"]["bytes"] == scene.stat().st_size
-    assert record["normalization"]["center"][0] == pytest.approx(500 - 2.05 * 50, abs=10)
+    # the ground's 500 and, on a twentieth of the scene, landslides that count no more than the 98 % quantile
+    assert 500 < record["normalization"]["center"][0] < 540
     assert record["seen_share"] == pytest.approx(1 - 60 * 30 / 60000)
     with sqlite3.connect(tmp_path / "out.gpkg") as db:
         assert {n for (n,) in db.execute("select table_name from gpkg_contents")} >= {
