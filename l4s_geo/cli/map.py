@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
@@ -10,19 +9,13 @@ import click
 from l4s_geo.cli.options import (
     FILE,
     Number,
+    device_options,
     emit,
     polygon_options,
     report_options,
     reporting,
     scene_options,
 )
-
-
-def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Accept ``auto``, ``cpu``, ``cuda`` and ``cuda:N``."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise click.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N.", ctx, param)
-    return value
 
 
 @click.command("map")
@@ -59,22 +52,7 @@ def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     help="Band statistics: of this scene, of the model's training data, or from a file of `check --stats`; "
     "as the model was trained if not given.",
 )
-@click.option(
-    "--device",
-    callback=device_name,
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda|cuda:N",
-    help="Where the networks run.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    default="auto",
-    show_default=True,
-    help="Number format that the networks compute in.",
-)
-@click.option("--batch-size", type=click.IntRange(1), help="Patches per step; less takes less memory.")
+@device_options
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @report_options
 def command(quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,37 @@ def polygon_options(command: F) -> F:
         click.option("--max-hole", type=METRES, metavar="M2", help="Close holes smaller than this."),
         click.option("--min-area", type=METRES, metavar="M2", help="Leave out smaller landslides."),
         click.option("--threshold", type=SHARE, help="Probability from which on a pixel is landslide."),
+    ):
+        command = option(command)
+    return command
+
+
+def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Accept ``auto``, ``cpu``, ``cuda`` and ``cuda:N``."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise click.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N.", ctx, param)
+    return value
+
+
+def device_options(command: F) -> F:
+    """Where and how the networks run."""
+    for option in (
+        click.option("--batch-size", type=click.IntRange(1), help="Patches per step; less takes less memory."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            default="auto",
+            show_default=True,
+            help="Number format that the networks compute in.",
+        ),
+        click.option(
+            "--device",
+            callback=device_name,
+            default="auto",
+            show_default=True,
+            metavar="auto|cpu|cuda|cuda:N",
+            help="Where the networks run.",
+        ),
     ):
         command = option(command)
     return command

@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from l4s_geo.cli.map import device_name
-from l4s_geo.cli.options import FILE, SHARE, emit, report_options, reporting
+from l4s_geo.cli.options import FILE, SHARE, device_options, emit, report_options, reporting
 
 
 @click.command("predict-patches")
@@ -48,22 +47,7 @@ from l4s_geo.cli.options import FILE, SHARE, emit, report_options, reporting
     help="Band statistics: of all patches together, of the model's training data, or from a file of `check --stats`; "
     "as the model was trained if not given.",
 )
-@click.option(
-    "--device",
-    callback=device_name,
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda|cuda:N",
-    help="Where the networks run.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    default="auto",
-    show_default=True,
-    help="Number format that the networks compute in.",
-)
-@click.option("--batch-size", type=click.IntRange(1), help="Patches per step; less takes less memory.")
+@device_options
 @click.option("--overwrite", is_flag=True, help="Replace an archive that exists.")
 @report_options
 def command(quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:
