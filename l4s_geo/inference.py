@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn import functional as F
 
 from l4s_geo.errors import InputError
 from l4s_geo.stitch import stitch
@@ -61,7 +60,6 @@ class Ensemble:
         device: Where they run.
         dtype: Of the forward pass (autocast).
         tta: Average over the eight flips and quarter turns of the patch (the dihedral group D4).
-        scale: Patches are resized by this before the networks see them.
     """
 
     def __init__(
@@ -71,13 +69,11 @@ class Ensemble:
         dtype: torch.dtype,
         *,
         tta: bool = False,
-        scale: float = 1.0,
     ) -> None:
         self.networks = [n.to(device).to(memory_format=torch.channels_last).eval() for n in networks]
         self.device = device
         self.dtype = dtype
         self.tta = tta
-        self.scale = scale
 
     def __len__(self) -> int:
         return len(self.networks)
@@ -86,14 +82,10 @@ class Ensemble:
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities (N, networks, h, w) float32 of standardized patches (N, C, h, w) float32."""
         x = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
-        if self.scale != 1.0:
-            x = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
         turns = [(k, flip) for flip in (False, True) for k in range(4)] if self.tta else [(0, False)]
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             views = [self._forward(_turn(x, k, flip)) for k, flip in turns]
         p = torch.stack([_turn_back(v, k, flip) for v, (k, flip) in zip(views, turns, strict=True)]).mean(0)
-        if self.scale != 1.0:
-            p = F.interpolate(p, size=images.shape[-2:], mode="bilinear", align_corners=False)
         found: NDArray[np.float32] = p.cpu().numpy()
         return found
 

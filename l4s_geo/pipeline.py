@@ -116,7 +116,7 @@ def scene_statistics(scene: Scene, card: Card) -> Normalizer:
 def _ensemble(models: list[Model], card: Card, settings: Settings, options: MapOptions) -> Ensemble:
     device = choose_device(options.device)
     networks = [registry.load_network(m, n) for m in models for n in m.card.networks]
-    return Ensemble(networks, device, choose_dtype(options.dtype, device), tta=settings.tta, scale=card.scale)
+    return Ensemble(networks, device, choose_dtype(options.dtype, device), tta=settings.tta)
 
 
 def _predict(

@@ -163,7 +163,7 @@ def agree(cards: Sequence[Card]) -> Card:
 
 def _wanted(card: Card) -> tuple[object, ...]:
     """What input a model wants."""
-    return card.bands, card.compression, card.normalization, card.resolution_m, card.scale
+    return card.bands, card.compression, card.normalization, card.resolution_m
 
 
 def fixed_normalizer(name: str | None, card: Card) -> Normalizer | None:

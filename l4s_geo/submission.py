@@ -91,7 +91,7 @@ def predict_patches(options: PatchOptions, progress: Progress) -> MapResult:
     device = choose_device(options.device)
     networks = [registry.load_network(m, n) for m in models for n in m.card.networks]
     dtype = choose_dtype(options.dtype, device)
-    ensemble = Ensemble(networks, device, dtype, tta=settings.tta, scale=card.scale)
+    ensemble = Ensemble(networks, device, dtype, tta=settings.tta)
     batch = options.batch_size or (128 if device.type == "cuda" else 16)
     with clock.stage("networks"), _writer(options.out) as (write, until):
         figures = _map(patches, normalizer, ensemble, settings.threshold, batch, write, progress)

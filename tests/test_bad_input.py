@@ -226,7 +226,7 @@ def test_outputs_that_cannot_be_are_refused(args: tuple[str, ...], said: tuple[s
         ({"thresholds": {"balanced": None, "recall": 0, "precision": 0}}, "not a model card"),
         ({"resolution_m": 0}, "resolution_m is 0"),
         ({"resolution_m": "10"}, "not a model card"),
-        ({"scale": -1}, "scale is -1"),
+        ({"scale": 1.0}, "not a model card"),
         ({"compression": "zip"}, "unknown compression 'zip'"),
         ({"networks": []}, "needs networks"),
         ({"networks": None}, "not a model card"),

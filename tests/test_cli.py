@@ -285,7 +285,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Card:
         name="tiny", version="1", licence="Apache-2.0",
         networks=(Network("n", "unet", {}, "n.safetensors", "0"),),
         bands=("B4", "B3", "B2"), input_units="dn", compression="asinh", statistics={}, resolution_m=10.0,
-        scale=1.0, thresholds={"balanced": 0.4, "recall": 0.3, "precision": 0.6}, threshold_split="none",
+        thresholds={"balanced": 0.4, "recall": 0.3, "precision": 0.6}, threshold_split="none",
     )  # fmt: skip
     folder = tmp_path / "bundled" / "tiny"
     folder.mkdir(parents=True)

@@ -23,8 +23,9 @@ from l4s_geo.train.augment import Augmentation, augment, geometry, paste, reshar
 from l4s_geo.train.join import join
 from l4s_geo.train.optimize import optimizer_of, rate_factor
 from l4s_geo.train.recipe import Stage
+from l4s_geo.train.run import TrainOptions
 from l4s_geo.train.split import DataOptions, load_split, parse_block
-from l4s_geo.train.trainer import TrainOptions, train
+from l4s_geo.train.trainer import train
 
 BANDS = ("B4", "B3", "B2")
 PLAIN = Augmentation(
@@ -315,7 +316,7 @@ def test_an_ensemble_is_trained_joined_and_resumed(scene, tmp_path, tiny, monkey
     card = train(both, Silent())
     assert [n.name for n in card.networks] == ["tiny", "other"]
     assert card.networks[0].sha256 != card.networks[1].sha256
-    assert registry.find(str(tmp_path / "m")).card.scale == 2.0
+    assert registry.find(str(tmp_path / "m")).card.networks[0].scale == 2.0
     before = (tmp_path / "m" / "tiny" / "log.csv").stat().st_mtime_ns
     assert train(replace(both, resume=True), Silent()) == card
     assert (tmp_path / "m" / "tiny" / "log.csv").stat().st_mtime_ns == before

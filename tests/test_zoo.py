@@ -358,3 +358,21 @@ def test_domains_that_are_not_there(small):
         domain_norm.convert(nn.Conv2d(3, 1, 1), 2)
     with pytest.raises(ModelError, match="at least one"):
         domain_norm.convert(small, 0)
+
+
+def test_a_network_at_a_scale_enlarges_patches_and_answers_at_their_size():
+    seen = []
+
+    class Eye(nn.Module):
+        def forward(self, x):
+            seen.append(x.shape)
+            return x[:, :1], x.mean((1, 2, 3))
+
+    x = torch.rand(2, 3, 32, 64)
+    logits, image = zoo.at_scale(Eye(), 2.5)(x)
+    assert seen == [(2, 3, 80, 160)]
+    assert logits.shape == (2, 1, 32, 64)
+    assert image.shape == (2,)
+    net, plain = zoo.at_scale(build("unet-mobilenetv4s"), 2.0).eval(), build("unet-mobilenetv4s").eval()
+    plain.load_state_dict(net.state_dict())
+    assert not torch.allclose(net(x), plain(x))

@@ -118,8 +118,9 @@ def command(
     A run that was stopped continues with --resume.
     """  # noqa: D301 (click wants the character itself)
     from l4s_geo.train import recipe as recipes
+    from l4s_geo.train.run import TrainOptions
     from l4s_geo.train.split import DataOptions
-    from l4s_geo.train.trainer import TrainOptions, train
+    from l4s_geo.train.trainer import train
 
     recipe = recipes.changed(
         recipes.load(recipe_name),

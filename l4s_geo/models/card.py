@@ -29,6 +29,7 @@ class Network:
         args: Arguments of that architecture.
         weights: File name beside the card.
         sha256: Of the weights file.
+        scale: Patches are resized by this before the network sees them.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Network:
     args: dict[str, Any]
     weights: str
     sha256: str
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,6 @@ class Card:
         compression: Of the normalizer (``asinh`` or ``none``).
         statistics: Statistics of the training data (``Normalizer.to_dict``), for ``--normalize model``.
         resolution_m: Ground size of a pixel that it was trained on.
-        scale: Patches are resized by this before the networks see them.
         thresholds: Probability at or above which a pixel is landslide: ``balanced`` (best F1), ``recall`` (best F2)
             and ``precision`` (best F0.5), tuned on ``threshold_split``.
         threshold_split: What the thresholds were tuned on.
@@ -72,7 +73,6 @@ class Card:
     compression: Literal["none", "asinh"]
     statistics: dict[str, Any]
     resolution_m: float
-    scale: float
     thresholds: dict[str, float]
     threshold_split: str
     normalization: str = "scene"
@@ -119,7 +119,7 @@ class Card:
             yield f"unknown compression {self.compression!r}"
         if self.normalization not in ("scene", "model", *NAMED):
             yield f"unknown normalization {self.normalization!r}"
-        for name, value in (("resolution_m", self.resolution_m), ("scale", self.scale)):
+        for name, value in (("resolution_m", self.resolution_m), *(("scale", n.scale) for n in self.networks)):
             if not (math.isfinite(value) and value > 0):
                 yield f"{name} is {value:g}"
         missing = {"balanced", "recall", "precision"} - {*self.thresholds}

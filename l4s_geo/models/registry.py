@@ -68,7 +68,7 @@ def load_network(model: Model, network: Network) -> nn.Module:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from l4s_geo.models.zoo import build
+    from l4s_geo.models.zoo import at_scale, build
 
     path = model.folder / network.weights
     if not path.is_file():
@@ -80,19 +80,18 @@ def load_network(model: Model, network: Network) -> nn.Module:
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     except (SafetensorError, RuntimeError) as e:
         raise ModelError(f"Model {model.card.name}: {path} does not hold {network.architecture} weights: {e}.") from e
-    return net.eval()
+    return at_scale(net, network.scale).eval()
 
 
 def save_network(
-    net: nn.Module, folder: Path, name: str, architecture: str, args: dict[str, object], half: bool = True
+    net: nn.Module, folder: Path, name: str, architecture: str, args: dict[str, object], scale: float = 1.0
 ) -> Network:
-    """Write a network's weights (float16 unless ``half`` is off) and describe them for the card."""
+    """Write a network's weights (float16) and describe them for the card."""
     from safetensors.torch import save_file
 
     state: dict[str, torch.Tensor] = {
-        k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous()
-        for k, v in net.state_dict().items()
+        k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in net.state_dict().items()
     }
     path = folder / f"{name}.safetensors"
     save_file(state, path)
-    return Network(name, architecture, dict(args), path.name, sha256(path))
+    return Network(name, architecture, dict(args), path.name, sha256(path), scale)

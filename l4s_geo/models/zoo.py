@@ -7,7 +7,9 @@ from textwrap import shorten
 from typing import Any
 
 import segmentation_models_pytorch as smp
+import torch
 from torch import nn
+from torch.nn import functional as F
 
 from l4s_geo.errors import ModelError
 from l4s_geo.models.hrnet import HRNet
@@ -17,6 +19,9 @@ from l4s_geo.models.organisers import OrganisersUnet
 
 #: What segmentation-models-pytorch does not have.
 OWN: dict[str, type[nn.Module]] = {c.__name__: c for c in (HRNet, ImageLevelUnet, MultispectralUnet, OrganisersUnet)}
+
+#: Logits (N, 1, h, w), and what a network says about whole images beside them.
+Answer = torch.Tensor | tuple[torch.Tensor, ...]
 
 _SMALL = [128, 64, 48, 32, 16]
 
@@ -34,6 +39,7 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "unet-mobilenetv4s": ("Unet", {"encoder_name": "tu-mobilenetv4_conv_small", "decoder_channels": _SMALL}),
     "unet-resnet18": ("Unet", {"encoder_name": "resnet18", "decoder_channels": _SMALL}),
     "fpn-resnet18": ("FPN", {"encoder_name": "resnet18"}),
+    "imagelevel-resnet10t": ("ImageLevelUnet", {"encoder_name": "tu-resnet10t", "decoder_channels": _SMALL}),
     "segformer-b0": ("Segformer", {"encoder_name": "mit_b0"}),
     # the organisers' baseline
     "unet": ("OrganisersUnet", {}),
@@ -85,6 +91,29 @@ def build(
             f"Cannot build network {architecture} with {args}: {shorten(str(e), 200)}. "
             "The model may need a newer l4s-geo."
         ) from e
+    return net
+
+
+def at_scale(net: nn.Module, scale: float) -> nn.Module:
+    """The same network, which resizes patches by ``scale`` and its logits back.
+
+    The winners of Landslide4Sense enlarged the patches 2.5 to 4 times: landslides of a few pixels are lost to an
+    encoder that starts with strides. Parameters keep their names, so that weights fit at any scale.
+    """
+    if scale == 1.0:
+        return net
+
+    def enlarge(_: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        return F.interpolate(inputs[0], scale_factor=scale, mode="bilinear", align_corners=False)
+
+    def reduce(_: nn.Module, inputs: tuple[torch.Tensor], found: Answer) -> Answer:
+        logits, *more = found if isinstance(found, tuple) else (found,)
+        size = [round(n / scale) for n in inputs[0].shape[-2:]]
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return (logits, *more) if more else logits
+
+    net.register_forward_pre_hook(enlarge)
+    net.register_forward_hook(reduce)
     return net
 
 

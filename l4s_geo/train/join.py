@@ -50,8 +50,8 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
         ),
         0,
     )
-    thresholds, metrics = tune(networks, split.validation, device, dtype, PATCH, card.scale)
-    ensemble = Ensemble(networks, device, dtype, scale=card.scale)
+    thresholds, metrics = tune(networks, split.validation, device, dtype, PATCH)
+    ensemble = Ensemble(networks, device, dtype)
     crf = tune_crf(ensemble, split.validation, thresholds["balanced"], PATCH, PATCH // 2)
     out.mkdir(parents=True, exist_ok=True)
     for model, network in pairs:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from l4s_geo.data.crops import Crop, CropSampler, crops_of_step, seed_of
@@ -25,106 +22,16 @@ from l4s_geo.progress import Progress
 from l4s_geo.train.augment import augment
 from l4s_geo.train.colour import spectral_channels
 from l4s_geo.train.join import join
-from l4s_geo.train.losses import Loss, compose
+from l4s_geo.train.losses import compose
 from l4s_geo.train.mixing import Mixed, mix
 from l4s_geo.train.optimize import optimizer_of, rate_factor
-from l4s_geo.train.recipe import Recipe
 from l4s_geo.train.record import Log, Record, load_state, plot, save_state
-from l4s_geo.train.split import DataOptions, Split, load_split
+from l4s_geo.train.run import Run, TrainOptions, averaging
+from l4s_geo.train.split import Split, load_split
 from l4s_geo.train.validate import score, tune
 
 #: Side of a raw crop as a multiple of the patch's; leaves room to turn and scale it.
 ROOM = 1.75
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What to train, on what, for how long.
-
-    Attributes:
-        data: Scenes, holdouts, negatives.
-        out: Model directory to write.
-        name: Of the model.
-        recipe: Networks, losses, optimizers, augmentation.
-        minutes: Time budget; stages and learning-rate cycles are fitted into it. None: ``steps`` decide alone.
-        steps: Most optimizer steps of a network; None: those of the recipe, or as many as fit into ``minutes``.
-        accumulate: Parts that a batch is cut into, to save memory.
-        seed: Of everything random.
-        init: Model directory to start from.
-        resume: Continue from the checkpoint in ``out``.
-        device: ``auto``, ``cpu``, ``cuda`` ...
-        dtype: ``auto``, ``fp32``, ``bf16``, ``fp16`` of the forward pass.
-        threads: CPU threads; 0 leaves torch's choice.
-        validate_minutes: Time between two validations (and checkpoints).
-        patch: Side of the patches.
-    """
-
-    data: DataOptions
-    out: Path
-    name: str
-    recipe: Recipe
-    minutes: float | None = None
-    steps: int | None = None
-    accumulate: int = 1
-    seed: int = 1
-    init: Path | None = None
-    resume: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int = 0
-    validate_minutes: float = 5.0
-    patch: int = 128
-
-    def share(self, steps: int, seconds: float) -> float:
-        """How much of the budget is used, 0..1."""
-        by_time = seconds / (60 * self.minutes) if self.minutes else 0.0
-        most = self.steps or (None if self.minutes else self.recipe.steps)
-        return min(1.0, max(steps / most if most else 0.0, by_time))
-
-    def describe(self) -> dict[str, Any]:
-        """For the card and for resuming: without paths."""
-        values = asdict(self)
-        hidden = ("out", "resume", "device", "threads")
-        values = {k: v for k, v in values.items() if k not in hidden}
-        return values | {"data": self.data.describe(), "init": self.init.name if self.init else None}
-
-
-@dataclass
-class Run:
-    """The moving parts of a training run; ``best`` holds the weights that ``patience`` would go back to."""
-
-    net: nn.Module
-    average: AveragedModel
-    optimizer: torch.optim.Optimizer
-    loss: Loss
-    device: torch.device
-    dtype: torch.dtype
-    stage: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    best_f1: float = -1.0
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
-    stale: int = 0
-
-    def enter(self, recipe: Recipe, stage: int) -> None:
-        """Take up the optimizer and the loss of a stage."""
-        self.stage = stage
-        self.optimizer = optimizer_of(recipe.stages[stage], self.net)
-        self.loss = compose(recipe.stages[stage].loss)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed run needs."""
-        plain = {name: getattr(self, name) for name in ("stage", "step", "seconds", "best_f1", "best", "stale")}
-        modules = {name: getattr(self, name).state_dict() for name in ("net", "average", "optimizer")}
-        return plain | modules
-
-    def restore(self, recipe: Recipe, state: dict[str, Any]) -> None:
-        """Continue from ``state``."""
-        self.enter(recipe, int(state["stage"]))
-        for name in ("net", "average", "optimizer"):
-            getattr(self, name).load_state_dict(state[name])
-        for name in ("step", "seconds", "best_f1", "best", "stale"):
-            setattr(self, name, state[name])
 
 
 def train(options: TrainOptions, progress: Progress) -> Card:
@@ -181,30 +88,15 @@ def _train_one(options: TrainOptions, progress: Progress) -> Card:
 def _start(options: TrainOptions) -> Run:
     torch.manual_seed(options.seed)
     device = choose_device(options.device)
-    net = _network(options).to(device).to(memory_format=torch.channels_last)
-    average = AveragedModel(net, multi_avg_fn=_averaging(options.recipe.ema), use_buffers=True)
+    net = zoo.at_scale(_network(options), options.recipe.scale)
+    net = net.to(device).to(memory_format=torch.channels_last)
+    average = AveragedModel(net, multi_avg_fn=averaging(options.recipe.ema), use_buffers=True)
     first = options.recipe.stages[0]
     run = Run(net, average, optimizer_of(first, net), compose(first.loss), device, choose_dtype(options.dtype, device))
     checkpoint = options.out / "checkpoint.pt"
     if options.resume and checkpoint.is_file():
         run.restore(options.recipe, load_state(checkpoint, device))
     return run
-
-
-def _averaging(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Exponential moving average whose decay grows from 0.1, so that the first random weights are soon forgotten."""
-
-    @torch.no_grad()
-    def update(averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor) -> None:
-        n = int(count)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        for a, c in zip(averaged, current, strict=True):
-            if a.is_floating_point():
-                a.lerp_(c.to(a.dtype), weight)
-            else:
-                a.copy_(c)
-
-    return update
 
 
 def _network(options: TrainOptions) -> nn.Module:
@@ -224,7 +116,7 @@ def _network(options: TrainOptions) -> nn.Module:
             f"Cannot start from {options.init}: it holds {', '.join(n.name for n in model.card.networks)} for bands "
             f"{' '.join(model.card.bands)}, not {arch} for {' '.join(options.data.bands)}. Choose another with --arch."
         )
-    return registry.load_network(model, same[0])
+    return registry.load_network(model, replace(same[0], scale=1.0))
 
 
 def _steps(options: TrainOptions, run: Run, split: Split) -> Iterator[Record | None]:
@@ -258,8 +150,8 @@ def _steps(options: TrainOptions, run: Run, split: Split) -> Iterator[Record | N
 
 def _scores(options: TrainOptions, run: Run, split: Split) -> dict[str, dict[str, float]]:
     """Figures on the watched areas; remembers the best weights where the recipe has patience for them."""
-    net, scale = run.average.module, options.recipe.scale
-    found = {name: score(net, areas, run, options.patch, scale) for name, areas in split.watched.items()}
+    net = run.average.module
+    found = {name: score(net, areas, run, options.patch) for name, areas in split.watched.items()}
     if options.recipe.patience and "validation" in found:
         run.stale += 1
         if found["validation"]["f1"] > run.best_f1:
@@ -306,17 +198,11 @@ def _advice_on_memory(options: TrainOptions, patches: int) -> Iterator[None]:
 
 def _loss(options: TrainOptions, run: Run, batch: Mixed) -> torch.Tensor:
     x = batch.image.to(run.device, memory_format=torch.channels_last, non_blocking=True)
-    size, scale = x.shape[-2:], options.recipe.scale
-    if scale != 1.0:
-        x = F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
     with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
         answer = run.net(x)
     logits, *more = answer if isinstance(answer, tuple) else (answer,)
-    logits = logits.float()
-    if scale != 1.0:
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
     on_device = Mixed(x, tuple((share, truth.to(run.device, non_blocking=True)) for share, truth in batch.truths))
-    return on_device.loss(run.loss, logits, *more)
+    return on_device.loss(run.loss, logits.float(), *more)
 
 
 def make_batch(crops: list[Crop], options: TrainOptions, seed: int) -> Mixed:
@@ -341,9 +227,8 @@ def _finish(options: TrainOptions, run: Run, split: Split) -> Card:
         run.average.module.load_state_dict(run.best)
     net = run.average.module.eval()
     architecture, args = zoo.preset(arch, options.data.bands)
-    network = registry.save_network(net, options.out, arch, architecture, args)
-    scale = options.recipe.scale
-    thresholds, metrics = tune([net], split.validation, run.device, run.dtype, options.patch, scale)
+    network = registry.save_network(net, options.out, arch, architecture, args, options.recipe.scale)
+    thresholds, metrics = tune([net], split.validation, run.device, run.dtype, options.patch)
     card = Card(
         name=options.name,
         version="1",
@@ -354,7 +239,6 @@ def _finish(options: TrainOptions, run: Run, split: Split) -> Card:
         compression=options.data.compression,
         statistics=split.statistics.to_dict(),
         resolution_m=options.data.resolution,
-        scale=scale,
         thresholds=thresholds,
         threshold_split=", ".join(options.data.validate) or "not tuned",
         normalization=options.data.normalization,

@@ -42,9 +42,9 @@ def threshold_curve(ensemble: Ensemble, areas: Sequence[Area], patch: int, overl
     return curve
 
 
-def score(net: nn.Module, areas: Sequence[Area], on: On, patch: int, scale: float = 1.0) -> dict[str, float]:
+def score(net: nn.Module, areas: Sequence[Area], on: On, patch: int) -> dict[str, float]:
     """Best F1 over all thresholds, the threshold, and F1 at 0.5."""
-    curve = threshold_curve(Ensemble([net], on.device, on.dtype, scale=scale), areas, patch, overlap=0.25)
+    curve = threshold_curve(Ensemble([net], on.device, on.dtype), areas, patch, overlap=0.25)
     threshold, best = curve.best_f(1.0)
     return {"f1": best.f1, "threshold": threshold, "f1_at_0.5": curve.counts_at(0.5).f1}
 
@@ -55,7 +55,6 @@ def tune(
     device: torch.device,
     dtype: torch.dtype,
     patch: int,
-    scale: float = 1.0,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Thresholds of the best F1, F2 and F0.5 on validation areas (0.5 without any), and the figures there.
 
@@ -65,7 +64,7 @@ def tune(
     """
     if not areas:
         return dict.fromkeys(BETAS, 0.5), {}
-    ensemble = Ensemble(networks, device, dtype, scale=scale)
+    ensemble = Ensemble(networks, device, dtype)
     varied = threshold_curve(ensemble, [a.with_contrast(g) for a in areas for g in CONTRASTS], patch)
     plain = threshold_curve(ensemble, areas, patch)
     thresholds, figures = {}, {}
