@@ -5,6 +5,9 @@ Library code raises these; only ``l4s_geo.cli`` turns them into exit codes.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class L4SError(Exception):
     """Base of everything that a user's input or options can cause (exit code 2)."""
@@ -25,3 +28,9 @@ class OutputError(L4SError):
 def reason(error: BaseException) -> str:
     """What went wrong in a library: its error's cause where the error itself only points there."""
     return str(error.__cause__ or error).rstrip(". ")
+
+
+def meant(name: object, known: Iterable[str]) -> str:
+    """A hint at the known name that is most like a misspelt one, empty where none is."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

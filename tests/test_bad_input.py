@@ -57,9 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     networks = (registry.save_network(Brightness(), folder, "n", "Brightness", {}),)
     statistics = Normalizer(BANDS, (500.0,) * 3, (50.0,) * 3, "asinh").to_dict()
     thresholds = {"balanced": 0.5, "recall": 0.4, "precision": 0.6}
-    Card("bright", "1", "Apache-2.0", networks, BANDS, "dn", "asinh", statistics, 10.0, 1.0, thresholds, "none").save(
-        folder
-    )
+    Card("bright", "1", "Apache-2.0", networks, BANDS, "dn", "asinh", statistics, 10.0, thresholds, "none").save(folder)
     scene(tmp_path / "s.tif")
     for name in ("o.gpkg", "o.gpkg.json", "p.tif", "p.tif.json"):
         (tmp_path / name).write_text("of an earlier run")

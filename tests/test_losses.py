@@ -258,9 +258,9 @@ def test_an_image_level_loss_is_measured_on_the_image_head_and_asks_for_one():
     ("recipe", "message"),
     [
         ({}, "at least one"),
-        ({"lovas": 1.0}, "Did you mean 'lovasz'.*cross-entropy, weighted"),
+        ({"lovas": 1.0}, "did you mean 'lovasz'.*cross-entropy, weighted"),
         ({"hinge of fate": 1.0}, "There are: cross-entropy"),
-        ({"focal": {"gama": 2.0}}, "Did you mean 'gamma'.*weight, gamma, alpha"),
+        ({"focal": {"gama": 2.0}}, "did you mean 'gamma'.*weight, gamma, alpha"),
         ({"jaccard": {"gamma": 2.0}}, "There are: weight"),
         ({"focal": {"gamma": 0.5}}, "'gamma' of the loss 'focal' must be a number 1 or more, not 0.5"),
         ({"focal": "2"}, "'weight' of the loss 'focal'"),

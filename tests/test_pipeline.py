@@ -59,7 +59,6 @@ def model(tmp_path, monkeypatch):
         "asinh",
         statistics.to_dict(),
         10.0,
-        1.0,
         thresholds,
         "none",
     ).save(folder)

@@ -62,9 +62,7 @@ def save_model(folder: Path, bands: tuple[str, ...]) -> None:
     networks = (registry.save_network(Brightness(), folder, "n", "Brightness", {}),)
     statistics = Normalizer(bands, (1e4,) * len(bands), (50.0,) * len(bands), "asinh").to_dict()
     thresholds = {"balanced": 0.5, "recall": 0.4, "precision": 0.6}
-    Card("bright", "1", "Apache-2.0", networks, bands, "dn", "none", statistics, 10.0, 1.0, thresholds, "none").save(
-        folder
-    )
+    Card("bright", "1", "Apache-2.0", networks, bands, "dn", "none", statistics, 10.0, thresholds, "none").save(folder)
 
 
 def square() -> np.ndarray[Any, np.dtype[np.uint8]]:

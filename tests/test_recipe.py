@@ -12,6 +12,7 @@ from l4s_geo.errors import InputError
 from l4s_geo.models import zoo
 from l4s_geo.train import recipe as recipes
 from l4s_geo.train.colour import spectral_channels
+from l4s_geo.train.pseudo import Certain
 
 GOOD = """
 title = "mine"
@@ -20,6 +21,11 @@ networks = ["unet-resnet10t"]
 [[stages]]
 steps = 10
 loss = { cross-entropy = 1 }
+"""
+
+ROUND = """
+[[rounds]]
+select = { method = "confident", level = 0.7 }
 """
 
 
@@ -48,6 +54,23 @@ def test_stages_share_the_budget_by_their_steps():
     assert recipe.stage_at(0.125) == (0, 0.5)
     assert recipe.stage_at(0.25) == (1, 0.0)
     assert recipe.stage_at(1.0) == (1, 1.0)
+
+
+def test_the_winners_teach_themselves_as_they_published():
+    kingdrone, seek, tanmlh = (recipes.load(n) for n in ("kingdrone", "seek", "tanmlh"))
+    assert {(r.select.method, r.select.level, r.warm) for r in kingdrone.rounds} == {("confident", 0.7, True)}
+    assert kingdrone.domain_norm
+    assert [(r.select.method, r.select.share, r.warm) for r in seek.rounds] == [("top-share", 1.0, True)]
+    (taught,) = tanmlh.rounds
+    assert (tanmlh.networks, taught.networks) == (("hrnet-w18-x2",), ("deeplabv3plus-resnext50-x2",))
+    assert taught.select == Certain(background=0.9, landslide=0.7, passes=10, dropout=0.3)
+    assert not taught.warm
+    assert tanmlh.mixing.mix_up > 0
+
+
+def test_other_networks_also_learn_in_the_rounds():
+    changed = recipes.changed(recipes.load("tanmlh"), networks=("unet-resnet18",))
+    assert [(r.networks, r.teachers) for r in changed.rounds] == [((), ())]
 
 
 def test_a_recipe_of_ones_own_is_read_from_a_file(tmp_path):
@@ -80,6 +103,16 @@ def test_a_recipe_of_ones_own_is_read_from_a_file(tmp_path):
         ("pretrained = 1\n" + GOOD, "pretrained must be true or false"),
         (GOOD.partition("[[")[0], "needs at least one stage"),
         ("title = ", "cannot be read"),
+        (GOOD + ROUND.replace("confident", "sure"), "round 1: method of select cannot be 'sure'"),
+        (GOOD + ROUND.replace("level", "levle"), r"round 1, select has no field 'levle' .did you mean 'level'"),
+        (GOOD + ROUND.replace("0.7", "0.2"), "round 1, select: 'level' must be over 0.5"),
+        (GOOD + ROUND.replace("select", "selects"), "round 1 must say which pixels get a label"),
+        (GOOD + ROUND + "lenght = 1", "round 1 has no field 'lenght' .did you mean 'length'"),
+        (GOOD + ROUND + "length = 0", "round 1: length must be above 0"),
+        (GOOD + ROUND + 'networks = ["unet-x"]', "unknown network 'unet-x'"),
+        (GOOD + ROUND + 'networks = ["unet"]', "round 1: unet cannot be among its warm networks"),
+        (GOOD + ROUND + 'teachers = ["unet"]', "round 1: unet cannot be among its teachers"),
+        ("rounds = 3\n" + GOOD, "write every round as a table"),
     ],
 )
 def test_mistakes_are_named(tmp_path, text, message):

@@ -312,14 +312,14 @@ def test_the_complete_training_set_is_put_back_into_its_regions(tmp_path, monkey
 def test_an_ensemble_is_trained_joined_and_resumed(scene, tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(zoo.PRESETS, "other", zoo.PRESETS["tiny"])
     both = options(scene, tmp_path / "m", steps=3)
-    both = replace(both, recipe=replace(both.recipe, networks=("tiny", "other"), scale=2.0))
+    both = replace(both, recipe=replace(both.recipe, networks=("tiny-x2", "other-x2")))
     card = train(both, Silent())
-    assert [n.name for n in card.networks] == ["tiny", "other"]
+    assert [n.name for n in card.networks] == ["tiny-x2", "other-x2"]
     assert card.networks[0].sha256 != card.networks[1].sha256
     assert registry.find(str(tmp_path / "m")).card.networks[0].scale == 2.0
-    before = (tmp_path / "m" / "tiny" / "log.csv").stat().st_mtime_ns
+    before = (tmp_path / "m" / "tiny-x2" / "log.csv").stat().st_mtime_ns
     assert train(replace(both, resume=True), Silent()) == card
-    assert (tmp_path / "m" / "tiny" / "log.csv").stat().st_mtime_ns == before
+    assert (tmp_path / "m" / "tiny-x2" / "log.csv").stat().st_mtime_ns == before
 
 
 def test_stages_change_loss_optimizer_and_what_learns(scene, tmp_path, tiny, monkeypatch):

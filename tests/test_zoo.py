@@ -166,7 +166,7 @@ def test_our_own_networks_survive_being_saved(tmp_path):
     net = shaken(zoo.build("MultispectralUnet", args, 3))
     network = registry.save_network(net, tmp_path, "n", "MultispectralUnet", args)
     thresholds = {"balanced": 0.5, "recall": 0.4, "precision": 0.6}
-    card = Card("m", "1", "MIT", (network,), RGB, "dn", "none", {}, 10.0, 1.0, thresholds, "none")
+    card = Card("m", "1", "MIT", (network,), RGB, "dn", "none", {}, 10.0, thresholds, "none")
     card.save(tmp_path)
     model = registry.find(str(tmp_path))
     loaded = registry.load_network(model, model.card.networks[0])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from l4s_geo.cli.options import FILE, Number, emit, names, report_options, reporting
+
+if TYPE_CHECKING:
+    from l4s_geo.models.card import Card
 
 
 @click.command("train")
@@ -51,6 +54,13 @@ from l4s_geo.cli.options import FILE, Number, emit, names, report_options, repor
     multiple=True,
     metavar="SCENE[@UNITS]",
     help="Scene without any landslide (file, folder or 'dir/post_B*.tif').",
+)
+@click.option(
+    "--unlabelled",
+    multiple=True,
+    metavar="SCENE[@UNITS]",
+    help="Scene to adapt to without labels (file, folder or 'dir/post_B*.tif'), or a folder of Landslide4Sense "
+    "patches: for recipes with rounds of self-training. Repeat it for more.",
 )
 @click.option(
     "--synthetic",
@@ -99,6 +109,7 @@ def command(
     validate: tuple[str, ...],
     unseen: tuple[str, ...],
     negatives: tuple[str, ...],
+    unlabelled: tuple[str, ...],
     synthetic: int | None,
     synthetic_landslides: int,
     negative_share: float | None,
@@ -115,12 +126,17 @@ def command(
           --holdout taitung:6400-7936 --validate taitung:6016-6400 --minutes 60
       l4s-map scene.tif --model model --out landslides.gpkg
 
-    A run that was stopped continues with --resume.
+    A run that was stopped continues with --resume. Recipes with rounds of self-training also learn from scenes without
+    labels:
+
+    \b
+      l4s-map train --recipe seek --data scenes/taitung --unlabelled new/rgb.tif --out model
     """  # noqa: D301 (click wants the character itself)
+    from l4s_geo.train import parallel
     from l4s_geo.train import recipe as recipes
+    from l4s_geo.train.rounds import train_rounds
     from l4s_geo.train.run import TrainOptions
     from l4s_geo.train.split import DataOptions
-    from l4s_geo.train.trainer import train
 
     recipe = recipes.changed(
         recipes.load(recipe_name),
@@ -144,7 +160,22 @@ def command(
         recipe.normalization,
         synthetic_landslides,
     )
-    with reporting(quiet, verbose) as progress:
-        card = train(TrainOptions(data=data, out=out, name=out.name, recipe=recipe, **options), progress)
-    text = f"Model {card.name} in {out}: thresholds {card.thresholds}"
-    emit(card.to_dict(), "\n".join([text, *(f"{k}: {v}" for k, v in card.metrics.items())]), as_json)
+    wanted = TrainOptions(data=data, out=out, name=out.name, recipe=recipe, **options)
+    with reporting(quiet, verbose) as progress, parallel.processes(wanted.device):
+        card = train_rounds(wanted, unlabelled, progress)
+        first = parallel.is_first()
+    if first:
+        emit(card.to_dict(), _summary(card, out, bool(recipe.rounds and not unlabelled)), as_json)
+
+
+def _summary(card: Card, out: Path, rounds_left: bool) -> str:
+    """What was made, in plain words."""
+    text = [
+        f"Model {card.name} in {out}: thresholds {card.thresholds}",
+        *(f"{k}: {v}" for k, v in card.metrics.items()),
+    ]
+    if rounds_left:
+        text.append("note: without --unlabelled scenes only the supervised training of the recipe was done")
+    for i, round_ in enumerate(card.training.get("rounds", []), 1):
+        text += [f"round {i} learnt from {name}: {pixels}" for name, pixels in round_["selected"].items()]
+    return "\n".join(text)

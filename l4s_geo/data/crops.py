@@ -40,6 +40,7 @@ class Area:
         truth: (h, w) uint8: 0 background, 1 landslide, 255 unknown or not valid.
         valid: (h, w) bool.
         normalizer: Statistics of this region (of its valid pixels outside of the holdouts).
+        domain: 0 for regions that were labelled by people, 1 for targets with pseudo-labels.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Area:
     truth: NDArray[np.uint8]
     valid: NDArray[np.bool_]
     normalizer: Normalizer
+    domain: int = 0
 
     @property
     def labelled(self) -> int:
@@ -219,11 +221,12 @@ def synthetic_areas(
 
 @dataclass(frozen=True)
 class Crop:
-    """A square window: standardized but not yet compressed image (C, n, n), truth and valid (n, n)."""
+    """A square window: standardized but not yet compressed image (C, n, n), truth and valid (n, n), and its domain."""
 
     image: NDArray[np.float32]
     truth: NDArray[np.uint8]
     valid: NDArray[np.bool_]
+    domain: int = 0
 
 
 class CropSampler:
@@ -237,20 +240,38 @@ class CropSampler:
         negatives: Regions without landslides.
         negative_share: Share of crops drawn from the negatives.
         size: Side of a crop in pixels; larger than the patch, to leave room for turning and scaling.
+        by_domain: Whether all crops of a step come from one domain.
     """
 
-    def __init__(self, areas: Sequence[Area], negatives: Sequence[Area], negative_share: float, size: int) -> None:
+    def __init__(
+        self,
+        areas: Sequence[Area],
+        negatives: Sequence[Area],
+        negative_share: float,
+        size: int,
+        by_domain: bool = False,
+    ) -> None:
         self.areas = [*areas, *negatives]
         self.size = size
+        self.by_domain = by_domain
         share = negative_share if negatives else 0.0
         self.weights = np.concatenate([_root_weights(areas) * (1 - share), _root_weights(negatives) * share])
         self._cells = [_labelled_cells(a.truth) for a in self.areas]
+        self._domains = np.array([a.domain for a in self.areas])
 
-    def draw(self, rng: np.random.Generator) -> Crop:
-        """One crop; equal generators give equal crops."""
-        i = int(rng.choice(len(self.areas), p=self.weights))
+    def draw(self, rng: np.random.Generator, domain: int | None = None) -> tuple[Area, int, int]:
+        """Area, first row and column of a crop, of any domain or of one; equal generators give equal crops."""
+        weights = self.weights
+        if domain is not None:
+            weights = weights * (self._domains == domain)
+            weights = weights / weights.sum()
+        i = int(rng.choice(len(self.areas), p=weights))
         row, column = self._cells[i][rng.integers(len(self._cells[i]))] + rng.integers(0, CELL, 2)
-        return cut(self.areas[i], int(row) - self.size // 2, int(column) - self.size // 2, self.size)
+        return self.areas[i], int(row) - self.size // 2, int(column) - self.size // 2
+
+    def draw_domain(self, rng: np.random.Generator) -> int:
+        """The domain of a step, by the weights of its areas."""
+        return int(rng.choice(self._domains, p=self.weights))
 
 
 #: Side of the cells by which labelled places are found, in pixels.
@@ -285,7 +306,7 @@ def cut(area: Area, row: int, column: int, size: int) -> Crop:
         linear = Normalizer(area.normalizer.bands, area.normalizer.center, area.normalizer.scale)
         image[:, *inner] = linear(area.image[:, r0:r1, c0:c1].astype(np.float32), seen)
         truth[inner], valid[inner] = area.truth[r0:r1, c0:c1], seen
-    return Crop(image, truth, valid)
+    return Crop(image, truth, valid, area.domain)
 
 
 def seed_of(*parts: object) -> int:
@@ -293,10 +314,13 @@ def seed_of(*parts: object) -> int:
     return zlib.crc32(repr(parts).encode())
 
 
-def crops_of_step(sampler: CropSampler, step: int, count: int, seed: int) -> list[Crop]:
-    """The crops of a training step: a pure function of ``seed`` and ``step``.
+def crops_of_step(sampler: CropSampler, step: int, count: int, seed: int, part: int = 0, parts: int = 1) -> list[Crop]:
+    """The ``count`` crops of a training step, or a part of them: a pure function of ``seed`` and ``step``.
 
-    A resumed run therefore sees the batches that an uninterrupted one would have seen.
+    A resumed run therefore sees the batches that an uninterrupted one would have seen, and several processes take their
+    parts of one batch without a word to each other.
     """
     rng = np.random.default_rng(seed_of(seed, step))
-    return [sampler.draw(rng) for _ in range(count)]
+    domain = sampler.draw_domain(rng) if sampler.by_domain else None
+    drawn = [sampler.draw(rng, domain) for _ in range(count)]
+    return [cut(*place, sampler.size) for place in drawn[part::parts]]

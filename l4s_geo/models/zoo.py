@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from textwrap import shorten
 from typing import Any
@@ -31,7 +32,8 @@ def _swin(size: str) -> dict[str, Any]:
     return {"encoder_name": f"tu-swin_{size}_patch4_window7_224", "strict_img_size": False}
 
 
-#: The names are what ``train --arch`` takes. The first block is small (up to 7 million parameters) and trains on a CPU;
+#: The names are what ``train --arch`` takes, also with a working scale such as ``-x2``. The first block is small (up to
+#: 7 million parameters) and trains on a CPU;
 #: the second holds the networks of the Landslide4Sense competition (Ghorbanzadeh et al. 2022, IEEE JSTARS 15).
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "unet-resnet10t": ("Unet", {"encoder_name": "tu-resnet10t", "decoder_channels": _SMALL}),
@@ -117,16 +119,26 @@ def at_scale(net: nn.Module, scale: float) -> nn.Module:
     return net
 
 
+def split_scale(name: str) -> tuple[str, float]:
+    """Preset and working scale of a network's name.
+
+    Of ``unet-resnet18-x2``, which enlarges patches twice, these are ``unet-resnet18`` and 2.
+    """
+    found = re.fullmatch(r"(.+)-x(\d+(?:\.\d+)?)", name)
+    return (found[1], float(found[2])) if found else (name, 1.0)
+
+
 def preset(name: str, bands: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
     """Architecture and arguments of a preset.
 
     Args:
-        name: Of ``PRESETS``.
+        name: Of ``PRESETS``, with or without a working scale.
         bands: Names of the input bands, in order; ``multispectral-unet`` looks up its high-resolution bands in them.
 
     Raises:
         ModelError: There is no such preset, or it cannot work on these bands.
     """
+    name, _ = split_scale(name)
     if name not in PRESETS:
         raise ModelError(f"Unknown network {name!r}; there are {', '.join(PRESETS)}.")
     architecture, args = PRESETS[name]

@@ -7,7 +7,6 @@ others as landslide from 0.5 on.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -19,7 +18,7 @@ import torch
 from segmentation_models_pytorch.losses import FocalLoss
 from torch.nn import functional as F
 
-from l4s_geo.errors import InputError, ModelError
+from l4s_geo.errors import InputError, ModelError, meant
 
 UNKNOWN = 255
 
@@ -294,6 +293,4 @@ def _checked(what: str, name: object, known: Collection[str]) -> str:
     """
     if isinstance(name, str) and name in known:
         return name
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise InputError(f"There is no {what} called {name!r}.{hint} There are: {', '.join(known)}.")
+    raise InputError(f"There is no {what} called {name!r}{meant(name, known)}. There are: {', '.join(known)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,12 +9,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from l4s_geo.errors import InputError
+from l4s_geo.errors import InputError, meant
 from l4s_geo.models import zoo
 from l4s_geo.normalize import NAMED
+from l4s_geo.tiling import PATCH
 from l4s_geo.train.augment import Augmentation
 from l4s_geo.train.losses import compose
 from l4s_geo.train.mixing import Mixing
+from l4s_geo.train.pseudo import METHODS, Selection
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -49,6 +50,25 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Round:
+    """A further training that also learns from pseudo-labels, which the networks before it give to unlabelled scenes.
+
+    Attributes:
+        select: Which pixels get a label, as ``l4s_geo.train.pseudo`` has them.
+        networks: Presets that learn; the recipe's if not given.
+        teachers: Networks of the training before whose mean probability says the labels; all of them if not given.
+        length: Of this training as a multiple of the first one's; a run's ``minutes`` are divided in this proportion.
+        warm: Start from the weights of the training before; otherwise as the first training did.
+    """
+
+    select: Selection
+    networks: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+    length: float = 1.0
+    warm: bool = True
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How a system is trained.
 
@@ -57,13 +77,13 @@ class Recipe:
         source: Paper or page that it comes from.
         published: Figures that were published for it, and on which data.
         differs: Where this recipe differs from what was published, and why.
-        networks: Presets of ``l4s_geo.models.zoo``; several are trained one after another and averaged.
+        networks: Presets of ``l4s_geo.models.zoo``; several are trained one after another and averaged. A suffix such
+            as ``-x2`` is a working scale: the network sees the patches enlarged.
         bands: Input bands.
         stages: In order.
         synthetic: Number of synthetic scenes without landslides to learn from as well.
         negative_share: Share of the patches that are drawn from scenes without landslides.
         batch_size: Patches a step.
-        scale: Patches are resized by this before the networks see them.
         normalization: ``scene`` (each region with its own statistics), ``model`` (all with the mean of the training
             regions), or a name in ``l4s_geo.normalize.NAMED``.
         compression: Of the normalizer: ``asinh`` or ``none``.
@@ -72,6 +92,9 @@ class Recipe:
         patience: Validations without a better F1 after which training stops with the best weights; 0: never.
         augmentation: Strengths.
         mixing: Strengths.
+        rounds: Self-training after the supervised one, in order.
+        domain_norm: In the rounds, labelled and unlabelled scenes have batch norms of their own; the finished network
+            has those of the unlabelled.
     """
 
     title: str
@@ -84,7 +107,6 @@ class Recipe:
     synthetic: int = 0
     negative_share: float = 0.15
     batch_size: int = 16
-    scale: float = 1.0
     normalization: str = "scene"
     compression: Literal["none", "asinh"] = "asinh"
     pretrained: bool = False
@@ -92,6 +114,8 @@ class Recipe:
     patience: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     mixing: Mixing = field(default_factory=Mixing)
+    rounds: tuple[Round, ...] = ()
+    domain_norm: bool = False
 
     @property
     def steps(self) -> int:
@@ -122,7 +146,7 @@ def load(name: str) -> Recipe:
     path = RECIPES / f"{name}.toml" if name in names() else Path(name)
     if path.suffix != ".toml" or not path.is_file():
         raise InputError(
-            f"Unknown recipe {name!r}{_meant(name, names())}; there are {', '.join(names())}, or give a .toml file."
+            f"Unknown recipe {name!r}{meant(name, names())}; there are {', '.join(names())}, or give a .toml file."
         )
     try:
         table = tomllib.loads(path.read_text())
@@ -149,9 +173,23 @@ def parse(table: Mapping[str, Any], where: str) -> Recipe:
     if not isinstance(stages, list) or not stages:
         raise InputError(f"{where} needs at least one stage: write a table [[stages]].")
     values["stages"] = tuple(_fill(Stage, s, f"{where}, stage {i}") for i, s in enumerate(stages, 1))
+    rounds = values.get("rounds", [])
+    if not isinstance(rounds, list):
+        raise InputError(f"{where}: write every round as a table [[rounds]].")
+    values["rounds"] = tuple(_round(r, f"{where}, round {i}") for i, r in enumerate(rounds, 1))
     recipe: Recipe = _fill(Recipe, values, where)
     _check(recipe, where)
     return recipe
+
+
+def _round(table: object, where: str) -> Round:
+    """A round, with the selection that its ``method`` names."""
+    if not isinstance(table, Mapping) or not isinstance(table.get("select"), Mapping):
+        raise InputError(f'{where} must say which pixels get a label, such as select = {{ method = "confident" }}.')
+    method = table["select"].get("method")
+    _one_of(method, tuple(METHODS), f"{where}: method of select")
+    found: Round = _fill(Round, {**table, "select": _fill(METHODS[method], table["select"], f"{where}, select")}, where)
+    return found
 
 
 def changed(
@@ -165,13 +203,15 @@ def changed(
     Args:
         recipe: To start from.
         learning_rate: Of every stage.
-        fields_: Other fields of the recipe; None or nothing keeps the recipe's.
+        fields_: Other fields of the recipe; None or nothing keeps the recipe's. New networks also learn in its rounds.
 
     Raises:
         InputError: That makes no sense.
     """
     if learning_rate is not None:
         fields_["stages"] = tuple(replace(s, learning_rate=learning_rate) for s in recipe.stages)
+    if fields_.get("networks"):
+        fields_["rounds"] = tuple(replace(r, networks=(), teachers=()) for r in recipe.rounds)
     found = replace(recipe, **{k: v for k, v in fields_.items() if v is not None and v != ()})
     _check(found, "Options")
     return found
@@ -185,7 +225,7 @@ def _fill(kind: type, table: object, where: str) -> Any:
     for name in table:
         if name not in known:
             raise InputError(
-                f"{where} has no field {name!r}{_meant(name, known)}. There are: {', '.join(sorted(known))}."
+                f"{where} has no field {name!r}{meant(name, known)}. There are: {', '.join(sorted(known))}."
             )
     try:
         with _said_of(where):
@@ -218,11 +258,16 @@ def _check(recipe: Recipe, where: str) -> None:
     """What the types of the fields do not say."""
     if not recipe.networks:
         raise InputError(f"{where} names no network.")
-    for network in recipe.networks:
-        if network not in zoo.PRESETS:
+    for network in _all_networks(recipe):
+        preset, scale = zoo.split_scale(network)
+        if preset not in zoo.PRESETS:
             raise InputError(
-                f"{where}: unknown network {network!r}{_meant(network, zoo.PRESETS)}; there are "
-                f"{', '.join(zoo.PRESETS)}."
+                f"{where}: unknown network {preset!r}{meant(preset, zoo.PRESETS)}; there are {', '.join(zoo.PRESETS)}."
+            )
+        if not 0 < scale <= 8 or round(PATCH * scale) % 32:
+            raise InputError(
+                f"{where}: {network} cannot work, {PATCH} pixels times {scale:g} must be a multiple of 32 up to "
+                f"{8 * PATCH}."
             )
     _one_of(recipe.compression, ("none", "asinh"), f"{where}: compression")
     _one_of(recipe.normalization, ("scene", "model", *NAMED), f"{where}: normalization")
@@ -230,7 +275,6 @@ def _check(recipe: Recipe, where: str) -> None:
         ("batch_size", recipe.batch_size, recipe.batch_size >= 2),
         ("synthetic", recipe.synthetic, recipe.synthetic >= 0),
         ("negative_share", recipe.negative_share, 0 <= recipe.negative_share < 1),
-        ("scale", recipe.scale, 0 < recipe.scale <= 8),
         ("ema", recipe.ema, 0 <= recipe.ema < 1),
         ("patience", recipe.patience, recipe.patience >= 0),
     ):
@@ -244,12 +288,36 @@ def _check(recipe: Recipe, where: str) -> None:
             raise InputError(f"{at}: steps and learning_rate must be above 0, weight_decay not below, warm_up in 0..1.")
         with _said_of(at):
             loss = compose(stage.loss)
-        plain = [n for n in recipe.networks if zoo.PRESETS[n][0] != "ImageLevelUnet"]
+        plain = [n for n in _all_networks(recipe) if zoo.PRESETS[zoo.split_scale(n)[0]][0] != "ImageLevelUnet"]
         if loss.image and plain:
             raise InputError(
                 f"{at}: an image-level loss needs networks with an output for whole images (swinls-tiny, "
                 f"swinls-base), which {', '.join(plain)} has not."
             )
+    _check_rounds(recipe, where)
+
+
+def _all_networks(recipe: Recipe) -> tuple[str, ...]:
+    """Of the first training and of the rounds."""
+    return tuple(dict.fromkeys((*recipe.networks, *(n for r in recipe.rounds for n in r.networks))))
+
+
+def _check_rounds(recipe: Recipe, where: str) -> None:
+    """Teachers, and networks that start warm, must have been trained before."""
+    before = recipe.networks
+    for i, round_ in enumerate(recipe.rounds, 1):
+        at = f"{where}, round {i}"
+        learning = round_.networks or recipe.networks
+        for what, wanted in (("teachers", round_.teachers), ("warm networks", learning if round_.warm else ())):
+            missing = [n for n in wanted if n not in before]
+            if missing:
+                raise InputError(
+                    f"{at}: {', '.join(missing)} cannot be among its {what}, for the training before it is of "
+                    f"{', '.join(before)}."
+                )
+        if not 0 < round_.length < float("inf"):
+            raise InputError(f"{at}: length must be above 0, not {round_.length!r}.")
+        before = learning
 
 
 @contextmanager
@@ -263,9 +331,4 @@ def _said_of(where: str) -> Iterator[None]:
 
 def _one_of(value: object, known: tuple[str, ...], where: str) -> None:
     if value not in known:
-        raise InputError(f"{where} cannot be {value!r}{_meant(value, known)}; there are {', '.join(known)}.")
-
-
-def _meant(name: object, known: Any) -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+        raise InputError(f"{where} cannot be {value!r}{meant(value, known)}; there are {', '.join(known)}.")
