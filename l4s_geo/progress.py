@@ -1,4 +1,4 @@
-"""Telling a person how far the work is: three methods, three ways to show them, all on stderr."""
+"""Telling a person how far the work is: four methods, three ways to show them, all on stderr."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ class Progress(Protocol):
     def advance(self, n: int = 1) -> None:
         """Say that ``n`` more steps of the stage are done."""
 
+    def say(self, text: str) -> None:
+        """How it goes, in a few words that replace those before; shown beside the stage."""
+
     def finish(self) -> None:
         """End the stage. Without an open stage it does nothing, so it is safe in a ``finally``."""
 
@@ -31,6 +34,9 @@ class Silent:
         """Nothing to show."""
 
     def advance(self, n: int = 1) -> None:
+        """Nothing to show."""
+
+    def say(self, text: str) -> None:
         """Nothing to show."""
 
     def finish(self) -> None:
@@ -50,11 +56,12 @@ class LineProgress:
         self._total = 0
         self._done = 0
         self._since = 0.0
+        self._said = ""
 
     def start(self, label: str, total: int) -> None:
         """Print the stage's name and size."""
         self.finish()
-        self._label, self._total, self._done, self._since = label, total, 0, time.monotonic()
+        self._label, self._total, self._done, self._since, self._said = label, total, 0, time.monotonic(), ""
         self._print(f"{label}: {total} steps")
 
     def advance(self, n: int = 1) -> None:
@@ -62,12 +69,16 @@ class LineProgress:
         before = self._tenths()
         self._done += n
         if self._label is not None and before < self._tenths() < 10:
-            self._print(f"{self._label}: {10 * self._tenths()} % {self._count()}")
+            self._print(f"{self._label}: {10 * self._tenths()} % {self._count()}{self._said}")
+
+    def say(self, text: str) -> None:
+        """Put it behind the next lines."""
+        self._said = f" {text}"
 
     def finish(self) -> None:
         """Print how long the stage took."""
         if self._label is not None:
-            self._print(f"{self._label}: done {self._count()}")
+            self._print(f"{self._label}: done {self._count()}{self._said}")
             self._label = None
 
     def _tenths(self) -> int:
@@ -97,9 +108,10 @@ class RichProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[said]}", markup=False),
         )
         bar = Progress(*columns, console=Console(stderr=True))
-        self._bar = bar, bar.add_task(label, total=total)
+        self._bar = bar, bar.add_task(label, total=total, said="")
         bar.start()
 
     def advance(self, n: int = 1) -> None:
@@ -107,6 +119,12 @@ class RichProgress:
         if self._bar is not None:
             bar, task = self._bar
             bar.advance(task, n)
+
+    def say(self, text: str) -> None:
+        """Write it behind the bar."""
+        if self._bar is not None:
+            bar, task = self._bar
+            bar.update(task, said=text)
 
     def finish(self) -> None:
         """Leave the bar as it is and give the terminal back."""

@@ -12,7 +12,7 @@ STAGE = """
 from l4s_geo.progress import make_progress
 p = make_progress(False)
 p.start("reading [x]", 3)
-for _ in range(3): p.advance()
+for _ in range(3): p.say("loss [1]"); p.advance()
 p.start("writing", 1); p.advance(); p.finish(); p.finish()
 """
 
@@ -52,6 +52,18 @@ def test_a_stage_left_open_is_finished_by_the_next_and_finish_is_safe_to_repeat(
     assert starts == ["one: 2 steps", "one: done", "two: 2 steps", "two: done"]
 
 
+def test_what_is_said_stands_behind_the_lines_of_its_stage() -> None:
+    out = io.StringIO()
+    progress = LineProgress(out)
+    progress.start("one", 10)
+    progress.say("loss 2")
+    progress.say("loss 1")
+    progress.advance(10)
+    progress.start("two", 1)
+    progress.finish()
+    assert [line.endswith("loss 1") for line in out.getvalue().splitlines()] == [False, True, False, False]
+
+
 def test_kind_follows_quiet_and_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(make_progress(True), Silent)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
@@ -80,5 +92,6 @@ def test_bars_on_a_real_terminal_go_to_stderr_and_give_the_cursor_back() -> None
     assert done.stdout == b""
     assert "reading [x]" in shown
     assert "3/3" in shown
+    assert "loss [1]" in shown
     assert "writing" in shown
     assert shown.rfind("\x1b[?25h") > shown.rfind("\x1b[?25l")

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from l4s_geo.data.patches import UNKNOWN
 from l4s_geo.errors import InputError
-from l4s_geo.train.pseudo import UNKNOWN, Certain, Confident, Doubts, TopShare, certain, confident, top_share
+from l4s_geo.train.pseudo import Certain, Confident, Doubts, TopShare, certain, confident, top_share
 
 SHARES = st.floats(0.05, 1.0)
 

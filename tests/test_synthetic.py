@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 from scipy import ndimage
 
+from l4s_geo.data.patches import UNKNOWN
 from l4s_geo.data.sensor import SPECTRA, paint, spectrum, sunlight
-from l4s_geo.data.synthetic import NEGATIVE_THEMES, THEMES, UNKNOWN, make_scene, write_scene
+from l4s_geo.data.synthetic import NEGATIVE_THEMES, THEMES, make_scene, write_scene
 from l4s_geo.data.terrain_noise import (
     Ground,
     _catchments,

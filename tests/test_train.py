@@ -13,7 +13,8 @@ import torch
 from rasterio.transform import from_origin
 
 from l4s_geo.data import l4s
-from l4s_geo.data.crops import UNKNOWN, CropSampler, crops_of_step, cut, load_area
+from l4s_geo.data.crops import CropSampler, crops_of_step, cut, load_area
+from l4s_geo.data.patches import UNKNOWN
 from l4s_geo.data.synth_l4s import write_synthetic
 from l4s_geo.errors import InputError, ModelError
 from l4s_geo.models import registry, zoo

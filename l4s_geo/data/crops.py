@@ -16,15 +16,12 @@ from rasterio.windows import Window
 
 from l4s_geo.data.l4s import COUNTS, number_of
 from l4s_geo.data.mosaic import Place, place
-from l4s_geo.data.patches import Item, Patches
+from l4s_geo.data.patches import UNKNOWN, Item, Patches
 from l4s_geo.data.synthetic import NEGATIVE_THEMES, make_scene
 from l4s_geo.errors import InputError
 from l4s_geo.normalize import Compression, Normalizer, RobustStats
 from l4s_geo.scene import Grid, open_scene
 from l4s_geo.tiling import PATCH
-
-#: Truth value of a pixel whose class is not known.
-UNKNOWN = 255
 
 #: Rows read at once.
 STRIP = 512

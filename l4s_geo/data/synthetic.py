@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from l4s_geo.data import landcover as cover
+from l4s_geo.data.patches import UNKNOWN
 from l4s_geo.data.scars import scars
 from l4s_geo.data.sensor import BAND_COUNT, paint, sense, sunlight, vary, veil
 from l4s_geo.data.terrain_noise import (
@@ -27,9 +28,6 @@ from l4s_geo.data.terrain_noise import (
 from l4s_geo.errors import InputError, OutputError
 
 BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B9", "B10", "B11", "B12", "slope", "dem")
-
-#: Value of ``truth.tif`` where nothing is known.
-UNKNOWN = 255
 
 #: Side of the smallest landscape that is made; smaller scenes are its corner.
 SMALLEST = 64

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from l4s_geo.train.losses import UNKNOWN
+from l4s_geo.data.patches import UNKNOWN
 
 
 @dataclass(frozen=True)

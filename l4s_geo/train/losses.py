@@ -18,9 +18,8 @@ import torch
 from segmentation_models_pytorch.losses import FocalLoss
 from torch.nn import functional as F
 
+from l4s_geo.data.patches import UNKNOWN
 from l4s_geo.errors import InputError, ModelError, meant
-
-UNKNOWN = 255
 
 Term = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from l4s_geo.data.patches import UNKNOWN
 from l4s_geo.errors import InputError
-from l4s_geo.train.losses import UNKNOWN
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -71,7 +72,10 @@ class TrainOptions:
 
 @dataclass
 class Run:
-    """The moving parts of a training run; ``best`` holds the weights that ``patience`` would go back to."""
+    """The moving parts of a training run.
+
+    ``best`` holds the weights that ``patience`` would go back to, ``recent`` the losses of the last steps.
+    """
 
     net: nn.Module
     average: AveragedModel
@@ -85,6 +89,7 @@ class Run:
     best_f1: float = -1.0
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     stale: int = 0
+    recent: deque[torch.Tensor] = field(default_factory=lambda: deque(maxlen=50))
 
     def enter(self, recipe: Recipe, stage: int) -> None:
         """Take up the optimizer and the loss of a stage."""

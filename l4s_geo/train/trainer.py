@@ -97,14 +97,20 @@ def _keep_record(options: TrainOptions, run: Run, split: Split, progress: Progre
     options.out.mkdir(parents=True, exist_ok=True)
     log = Log(options.out / "log.csv", keep=run.step > 0)
     progress.start(f"training {options.recipe.networks[0]}", 1000)
-    shown = 0
+    shown, validation = 0, ""
+    first, started = run.step, run.seconds
     for record in _steps(options, run, split):
-        share = int(1000 * options.share(run.step, run.seconds))
-        progress.advance(share - shown)
-        shown = share
         if record is not None:
             log.write(record)
             save_state(run.state(), options.out / "checkpoint.pt")
+            validation = f", F1 {record.scores['validation']['f1']:.3f}" if "validation" in record.scores else ""
+        share = int(1000 * options.share(run.step, run.seconds))
+        if share > shown:
+            loss = float(torch.stack([*run.recent]).mean())
+            rate = (run.step - first) * options.recipe.batch_size / (run.seconds - started)
+            progress.say(f"loss {loss:.3f}{validation}, {rate:.0f} patches/s")
+        progress.advance(share - shown)
+        shown = share
     progress.finish()
 
 
@@ -172,6 +178,7 @@ def _steps(options: TrainOptions, run: Run, split: Split) -> Iterator[Record | N
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         losses.append(_step(options, run, sampler))
+        run.recent.append(losses[-1])
         run.step += 1
         run.seconds += time.monotonic() - started
         due = run.seconds - validated >= 60 * options.validate_minutes
