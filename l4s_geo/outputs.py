@@ -8,13 +8,14 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyogrio
 import rasterio
 import rasterio.shutil
@@ -154,8 +155,8 @@ def _place(path: Path, until: ExitStack | None) -> Iterator[Path]:
 
 def write_vector(
     path: Path,
-    landslides: gpd.GeoDataFrame,
-    not_seen: gpd.GeoDataFrame | None = None,
+    landslides: Iterable[gpd.GeoDataFrame],
+    not_seen: Iterable[gpd.GeoDataFrame] | None = None,
     *,
     until: ExitStack | None = None,
 ) -> None:
@@ -164,33 +165,42 @@ def write_vector(
     Args:
         path: ``.gpkg`` (layers ``landslides`` and ``not_seen``, styled in QGIS), ``.fgb``, ``.geojson``
             (EPSG:4326, RFC 7946), ``.parquet`` (GeoParquet) or ``.shp`` (field names cut to 10 characters).
-        landslides: One row per landslide; an empty one gives a layer with all its fields.
-        not_seen: What was not seen; only a GeoPackage holds it.
+        landslides: Parts of a table with one row per landslide; an empty one gives a layer with all its fields. Only
+            a GeoPackage is written part by part, the other formats are written whole.
+        not_seen: Likewise what was not seen; only a GeoPackage holds it.
         until: The output appears when this stack is closed, with all others on it; at once if not given.
 
     Raises:
         OutputError: As ``check_output``, or the disk is full. What was there before is untouched.
     """
-    check_output(path, crs=None if landslides.crs is None else CRS.from_wkt(landslides.crs.to_wkt()))
+    check_output(path)
     driver = VECTOR_DRIVERS[path.suffix.lower()]
     with _place(path, until) as temporary:
-        if driver is None:
-            landslides.to_parquet(temporary, compression="zstd", index=False)
-        elif driver == "GPKG":
+        if driver == "GPKG":
             layers = {"landslides": landslides} | ({} if not_seen is None else {"not_seen": not_seen})
-            for name, layer in layers.items():
-                _write_layer(temporary, driver, name, layer)
+            for name, parts in layers.items():
+                for part in parts:
+                    _write_layer(temporary, driver, name, part, append=True)
             write_styles(temporary, tuple(layers))
-        elif driver == "GeoJSON":
-            _write_layer(temporary, driver, "landslides", landslides.to_crs(4326), RFC7946="YES")
-        elif driver == "ESRI Shapefile":
-            short = landslides.rename(columns={c: c[:10] for c in landslides.columns.drop("geometry")})
-            _write_layer(temporary, driver, path.stem, short)
         else:
-            _write_layer(temporary, driver, "landslides", landslides)
+            whole = gpd.GeoDataFrame(pd.concat(landslides, ignore_index=True))
+            check_output(path, crs=None if whole.crs is None else CRS.from_wkt(whole.crs.to_wkt()))
+            _write_whole(temporary, driver, whole)
 
 
-def _write_layer(path: Path, driver: str, name: str, layer: gpd.GeoDataFrame, **options: str) -> None:
+def _write_whole(path: Path, driver: str | None, landslides: gpd.GeoDataFrame) -> None:
+    if driver is None:
+        landslides.to_parquet(path, compression="zstd", index=False)
+    elif driver == "GeoJSON":
+        _write_layer(path, driver, "landslides", landslides.to_crs(4326), RFC7946="YES")
+    elif driver == "ESRI Shapefile":
+        short = landslides.rename(columns={c: c[:10] for c in landslides.columns.drop("geometry")})
+        _write_layer(path, driver, path.stem, short)
+    else:
+        _write_layer(path, driver, "landslides", landslides)
+
+
+def _write_layer(path: Path, driver: str, name: str, layer: gpd.GeoDataFrame, **options: str | bool) -> None:
     pyogrio.write_dataframe(
         layer,
         path,

@@ -65,18 +65,18 @@ def map_scene(options: MapOptions, progress: Progress) -> MapResult:
             if settings.crf is not None:
                 with clock.stage("crf"):
                     _refine(scene, normalizer, raster, work, settings.crf, progress)
+            origin = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
             with clock.stage("polygons"):
                 layers = vectorize(
                     raster,
                     scene,
                     scene.native_crs,
+                    origin,
                     threshold=settings.threshold,
                     min_area=settings.min_area,
                     max_hole=settings.max_hole,
                     simplify=settings.simplify,
                 )
-            origin = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
-            layers.landslides[list(origin)] = list(origin.values())
             record = _provenance(options, settings, scene, normalizer, models, seen)
             return write_all(options.out, layers, record, clock, options.prob, raster)
 

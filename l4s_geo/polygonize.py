@@ -124,14 +124,13 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         if options.dem or options.slope:
             terrain = stack.enter_context(open_terrain(raster.grid, dem=options.dem, slope=options.slope))
         made = json.loads(raster.tags.get("PROVENANCE", "{}"))
-        progress.start("polygons", 1)
-        with clock.stage("polygons"):
-            layers = vectorize(raster, terrain, raster.grid.crs, **settings)
-        progress.finish()
         scene = made.get("scene", {})
         model = "+".join(m["name"] for m in made.get("models", [])) or None
         origin = {"model": model, "scene": scene.get("name", options.prob.stem), "date": scene.get("date")}
-        layers.landslides[list(origin)] = list(origin.values())
+        progress.start("polygons", 1)
+        with clock.stage("polygons"):
+            layers = vectorize(raster, terrain, raster.grid.crs, origin, **settings)
+        progress.finish()
         return write_all(options.out, layers, _provenance(options, raster, settings, made), clock)
 
 

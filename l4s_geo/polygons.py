@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pyproj import CRS as ProjCRS
 from rasterio.crs import CRS
 
-from l4s_geo.components import Components, Floats, Geometries, Strip, Totals, multipolygons, trace
+from l4s_geo.components import Floats, Geometries, Strip, Totals, multipolygons, trace
 from l4s_geo.equal_area import EqualArea, each
+from l4s_geo.spool import Spool
 
 Layer = NDArray[np.float32] | None
 
@@ -23,6 +24,9 @@ Layer = NDArray[np.float32] | None
 LAYERS = (
     "row", "column", "order", "edge", "prob", "agreement", "uncertainty", "dem", "slope", "east", "north",
 )  # fmt: skip
+
+#: Polygons that are in memory at a time.
+PART = 10_000
 
 #: Below this length of the mean vector slopes face all ways and the mean aspect says nothing.
 NO_ASPECT = 1e-6
@@ -61,11 +65,14 @@ def landslide_polygons(
     min_area_m2: float = 0.0,
     max_hole_m2: float = 0.0,
     simplify_m: float = 0.0,
-) -> gpd.GeoDataFrame:
+) -> Iterator[gpd.GeoDataFrame]:
     """Make polygons of the pixels whose probability reaches the threshold.
 
     Pixels that touch, also at corners, are one landslide. Areas and lengths are measured in an equal-area
     projection around the result (see ``EqualArea``), which gives geodesic areas.
+
+    All blocks are read before this returns; what was found waits on disk, so that memory grows neither with the
+    scene nor with the number of landslides.
 
     Args:
         blocks: Strips of one scene from top to bottom, without gaps or overlap; at most two are held.
@@ -77,16 +84,19 @@ def landslide_polygons(
         max_hole_m2: Holes smaller than this are closed, also where nothing was seen. A landslide in such a
             hole becomes part of the one around it, without its statistics.
         simplify_m: Straighten outlines by about this many metres; none will cross another (coverage
-            simplification after Visvalingam and Whyatt 1993, doi:10.1179/000870493786962263).
+            simplification after Visvalingam and Whyatt 1993, doi:10.1179/000870493786962263). This needs all
+            landslides at once: they come in one part.
 
     Returns:
-        One row per landslide, ordered by the first pixel from the top left; valid MultiPolygons in ``crs``;
-        columns ``id area_m2 perimeter_m length_m width_m prob_mean prob_max agreement uncertainty elev_min
-        elev_max relief_m slope_mean slope_max aspect_deg edge geometry``. Length and width are the sides of
-        the smallest rotated rectangle around. What was not given is NaN. An empty result has all columns.
+        Parts of the table, at least one, each with at most ``PART`` landslides. One row per landslide, ordered by
+        the first pixel from the top left; valid MultiPolygons in ``crs``; columns ``id area_m2 perimeter_m
+        length_m width_m prob_mean prob_max agreement uncertainty elev_min elev_max relief_m slope_mean slope_max
+        aspect_deg edge geometry``. Length and width are the sides of the smallest rotated rectangle around. What
+        was not given is NaN. An empty result has all columns.
 
     Raises:
         ValueError: Blocks with gaps or of different width.
+        OutputError: The disk is full.
     """
     corner = EqualArea.around(transform, crs, 0, 0)
 
@@ -94,19 +104,30 @@ def landslide_polygons(
         pixel = corner.pixel_area(totals.mean("column"), totals.mean("row"))
         return totals.count("row") * pixel >= min_area_m2 * (1 - 1e-9)
 
-    totals, outlines = _collect(trace(_landslides(blocks, threshold), keep), LAYERS)
-    metric = EqualArea.around(transform, crs, *_middle(outlines))
-    if max_hole_m2 > 0:
-        outlines, apart = _close_holes(outlines, metric, max_hole_m2)
-        totals, outlines = totals[apart], outlines[apart]
-    geometry = metric.on_map(outlines)
-    if simplify_m > 0:
-        geometry = _simplify(geometry, metric, simplify_m)
-    columns = {"id": np.arange(1, len(geometry) + 1)} | _sizes(metric.flat(geometry)) | _statistics(totals)
-    return gpd.GeoDataFrame(columns, geometry=geometry, crs=ProjCRS(crs.to_wkt()))
+    spool = Spool(trace(_landslides(blocks, threshold), keep), LAYERS)
+    return _landslide_parts(spool, transform, crs, max_hole_m2, simplify_m)
 
 
-def not_seen_polygons(blocks: Iterable[Block], transform: Affine, crs: CRS) -> gpd.GeoDataFrame:
+def _landslide_parts(
+    spool: Spool, transform: Affine, crs: CRS, max_hole_m2: float, simplify_m: float
+) -> Iterator[gpd.GeoDataFrame]:
+    metric = EqualArea.around(transform, crs, *_middle(spool.bounds))
+    holes, first = np.empty(0, dtype=object), 1
+    for part in spool.parts(max(len(spool), 1) if simplify_m > 0 else PART):
+        totals, outlines = part.totals, part.geometry
+        if max_hole_m2 > 0:
+            outlines, apart, holes = _close_holes(outlines, metric, max_hole_m2, holes)
+            totals, outlines = totals[apart], outlines[apart]
+        geometry = metric.on_map(outlines)
+        if simplify_m > 0:
+            geometry = _simplify(geometry, metric, simplify_m)
+        ids = np.arange(first, first + len(geometry))
+        columns = {"id": ids} | _sizes(metric.flat(geometry)) | _statistics(totals)
+        yield gpd.GeoDataFrame(columns, geometry=geometry, crs=ProjCRS(crs.to_wkt()))
+        first += len(ids)
+
+
+def not_seen_polygons(blocks: Iterable[Block], transform: Affine, crs: CRS) -> Iterator[gpd.GeoDataFrame]:
     """Make polygons of what was not seen: nodata, cloud.
 
     Args:
@@ -115,23 +136,29 @@ def not_seen_polygons(blocks: Iterable[Block], transform: Affine, crs: CRS) -> g
         crs: Of the coordinates.
 
     Returns:
-        Columns ``id area_m2 geometry``, MultiPolygons in ``crs``.
+        Parts as of ``landslide_polygons``; columns ``id area_m2 geometry``, MultiPolygons in ``crs``.
 
     Raises:
         ValueError: Blocks with gaps or of different width.
+        OutputError: The disk is full.
     """
-    _, outlines = _collect(trace(_not_seen(blocks)), ("order",))
-    metric = EqualArea.around(transform, crs, *_middle(outlines))
-    geometry = metric.on_map(outlines)
-    columns = {"id": np.arange(1, len(geometry) + 1), "area_m2": shapely.area(metric.flat(geometry))}
-    return gpd.GeoDataFrame(columns, geometry=geometry, crs=ProjCRS(crs.to_wkt()))
+    return _not_seen_parts(Spool(trace(_not_seen(blocks)), ("order",)), transform, crs)
 
 
-def _middle(outlines: Geometries) -> tuple[float, float]:
+def _not_seen_parts(spool: Spool, transform: Affine, crs: CRS) -> Iterator[gpd.GeoDataFrame]:
+    metric = EqualArea.around(transform, crs, *_middle(spool.bounds))
+    first = 1
+    for part in spool.parts(PART):
+        geometry = metric.on_map(part.geometry)
+        ids = np.arange(first, first + len(geometry))
+        columns = {"id": ids, "area_m2": shapely.area(metric.flat(geometry))}
+        yield gpd.GeoDataFrame(columns, geometry=geometry, crs=ProjCRS(crs.to_wkt()))
+        first += len(ids)
+
+
+def _middle(bounds: Floats) -> tuple[float, float]:
     """Column and row in the middle of what was found."""
-    if len(outlines) == 0:
-        return 0.0, 0.0
-    left, top, right, bottom = shapely.total_bounds(outlines)
+    left, top, right, bottom = np.nan_to_num(bounds)
     return (left + right) / 2, (top + bottom) / 2
 
 
@@ -197,20 +224,20 @@ def _landslide_strip(
     return Strip(block.row, mask, dict(zip(LAYERS, values, strict=True)))
 
 
-def _collect(parts: Iterable[Components], layers: tuple[str, ...]) -> tuple[Totals, Geometries]:
-    """All components, ordered by their first pixel."""
-    found = list(parts)
-    totals = Totals.concatenate([Totals.zero(layers), *(c.totals for c in found)])
-    outlines = np.concatenate([np.empty(0, dtype=object), *(c.geometry for c in found)])
-    order = np.argsort(totals.low("order"))
-    return totals[order], outlines[order]
-
-
-def _close_holes(outlines: Geometries, metric: EqualArea, limit_m2: float) -> tuple[Geometries, NDArray[np.bool_]]:
+def _close_holes(
+    outlines: Geometries, metric: EqualArea, limit_m2: float, above: Geometries
+) -> tuple[Geometries, NDArray[np.bool_], Geometries]:
     """Close holes smaller than a limit, also those that are shut off only by a corner.
 
+    Args:
+        outlines: Of one part, in order.
+        metric: Measures the holes.
+        limit_m2: The limit.
+        above: Closed holes of earlier parts that reach into this one.
+
     Returns:
-        The outlines, and which of them do not lie in a closed hole of another, (n,) bool.
+        The outlines; which of them do not lie in a closed hole of another, (n,) bool; and the closed holes that
+        reach beyond this part.
     """
     parts = shapely.get_num_geometries(outlines)
     rings = shapely.get_num_interior_rings(shapely.get_geometry(outlines, 0))
@@ -226,9 +253,12 @@ def _close_holes(outlines: Geometries, metric: EqualArea, limit_m2: float) -> tu
     closed = outlines.copy()
     hosts, rank = np.unique(owner, return_inverse=True)
     closed[hosts] = shapely.union(outlines[hosts], multipolygons(holes, rank, len(hosts)))
+    # A landslide begins below the one around it and so comes after it, but maybe not in the same part
+    holes = np.concatenate([above, holes])
     apart = np.ones(len(outlines), np.bool_)
     apart[shapely.STRtree(outlines).query(holes, predicate="contains")[1]] = False
-    return _multi(closed), apart
+    reached = shapely.bounds(outlines[-1:])[:, 1].max(initial=0)
+    return _multi(closed), apart, holes[shapely.bounds(holes)[:, 3] > reached]
 
 
 def _simplify(geometry: Geometries, metric: EqualArea, tolerance_m: float) -> Geometries:

@@ -44,10 +44,10 @@ class MapResult:
 
 @dataclass(frozen=True)
 class Layers:
-    """Vector layers of a result."""
+    """Vector layers of a result, in parts that can be taken once."""
 
-    landslides: gpd.GeoDataFrame
-    not_seen: gpd.GeoDataFrame
+    landslides: Iterable[gpd.GeoDataFrame]
+    not_seen: Iterable[gpd.GeoDataFrame]
 
 
 @dataclass
@@ -115,13 +115,28 @@ def vectorize(
     raster: Layered,
     scene: Scene | None,
     crs: CRS,
+    origin: Mapping[str, str | None],
     *,
     threshold: float,
     min_area: float,
     max_hole: float,
     simplify: float,
 ) -> Layers:
-    """Polygons of a probability raster in ``crs``; the terrain attributes come from the scene where it has any."""
+    """Polygons of a probability raster, which is read before this returns.
+
+    Args:
+        raster: Of probabilities.
+        scene: Gives the terrain attributes where it has terrain.
+        crs: Of the polygons.
+        origin: Attributes that all landslides share.
+        threshold: As all below in ``landslide_polygons``.
+        min_area: In m2.
+        max_hole: In m2.
+        simplify: In metres.
+
+    Raises:
+        OutputError: The disk is full.
+    """
     landslides = landslide_polygons(
         _blocks(raster, scene),
         transform=raster.grid.transform,
@@ -133,13 +148,16 @@ def vectorize(
     )
     blank = (Block(int(w.row_off), raster.read(w, LAYERS[0])) for w in row_windows(raster.grid))
     not_seen = not_seen_polygons(blank, raster.grid.transform, raster.grid.crs)
-    if crs != raster.grid.crs:
-        landslides, not_seen = (_reproject(layer, raster.grid, crs) for layer in (landslides, not_seen))
-    return Layers(landslides, not_seen)
+    return Layers(
+        (_reproject(part, raster.grid, crs).assign(**origin) for part in landslides),
+        (_reproject(part, raster.grid, crs) for part in not_seen),
+    )
 
 
 def _reproject(layer: gpd.GeoDataFrame, grid: Grid, crs: CRS) -> gpd.GeoDataFrame:
     """Polygons in another CRS; across the date line longitudes go on beyond 180, else they would span the globe."""
+    if crs == grid.crs:
+        return layer
     moved = layer.to_crs(crs.to_wkt())
     if crs.is_geographic and np.ptp(grid.lattice(crs)[0]) > 180:
         beyond = shapely.transform(moved.geometry.values, lambda xy: xy + (xy[:, :1] < 0) * [360, 0])
@@ -209,7 +227,7 @@ def write_all(
 
     Args:
         out: Vector file.
-        layers: Goes into it.
+        layers: Go into it.
         record: Provenance.
         clock: Stages so far.
         prob: Probability raster, or None.
@@ -218,21 +236,27 @@ def write_all(
     Raises:
         OutputError: One cannot be written; all are then as they were before.
     """
+    areas = [np.empty(0)]
+
+    def measured() -> Iterator[gpd.GeoDataFrame]:
+        for part in layers.landslides:
+            areas.append(part["area_m2"].to_numpy())
+            yield part
+
     with ExitStack() as until:
         with clock.stage("writing"):
             if prob is not None and raster is not None:
                 tags = {"PROVENANCE": json.dumps(record), "THRESHOLD": str(record["settings"]["threshold"])}
                 outputs.write_cog(raster.finish(tags), prob, tags, until=until)
-            outputs.write_vector(out, layers.landslides, layers.not_seen, until=until)
-        summary = _summary(layers, record, out, clock)
+            outputs.write_vector(out, measured(), layers.not_seen, until=until)
+        summary = _summary(np.concatenate(areas), record, out, clock)
         for path in (p for p in (out, prob) if p is not None):
             made = record | {"output": path.name, "result": summary}
             outputs.write_provenance(path.with_name(path.name + ".json"), made, until=until)
     return MapResult(summary, _message(summary))
 
 
-def _summary(layers: Layers, record: Mapping[str, Any], out: Path, clock: Clock) -> dict[str, Any]:
-    areas = layers.landslides["area_m2"]
+def _summary(areas: NDArray[np.float64], record: Mapping[str, Any], out: Path, clock: Clock) -> dict[str, Any]:
     seen_m2 = record["seen_share"] * record["area_m2"]
     return {
         "out": str(out),

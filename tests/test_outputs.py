@@ -17,6 +17,7 @@ import pytest
 import rasterio
 import shapely
 from affine import Affine
+from geopandas.testing import assert_geodataframe_equal
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
@@ -37,10 +38,11 @@ TEN = Affine(10, 0, 500_000, 0, -10, 4_700_000)
 PROB = np.array([[0.9, 0.1, np.nan], [0.1, 0.1, 0.1], [0.7, 0.7, 0.1]], np.float32)
 
 
-def layers(prob: NDArray[np.float32] = PROB, crs: CRS = UTM) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
+def layers(prob: NDArray[np.float32] = PROB, crs: CRS = UTM) -> tuple[list[gpd.GeoDataFrame], list[gpd.GeoDataFrame]]:
+    """Landslides and what was not seen, in parts."""
+    origin = {"model": "a, b", "scene": "Ätna", "date": None}
     found = landslide_polygons([Block(0, prob)], transform=TEN, crs=crs, threshold=0.5)
-    found[["model", "scene", "date"]] = ["a, b", "Ätna", None]
-    return found, not_seen_polygons([Block(0, prob)], TEN, crs)
+    return [part.assign(**origin) for part in found], [*not_seen_polygons([Block(0, prob)], TEN, crs)]
 
 
 def read(path: Path, **options: str) -> gpd.GeoDataFrame:
@@ -61,9 +63,9 @@ def listing(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("extension", VECTOR_DRIVERS)
 def test_polygons_come_back_as_they_were(tmp_path: Path, extension: str) -> None:
-    found, not_seen = layers()
+    (found,), not_seen = layers()
     path = tmp_path / f"out{extension}"
-    write_vector(path, found, not_seen)
+    write_vector(path, [found], not_seen)
     back = read(path, **({"layer": "landslides"} if extension == ".gpkg" else {}))
     assert back.crs == ("EPSG:4326" if extension == ".geojson" else "EPSG:32654")
     short = 10 if extension == ".shp" else None
@@ -82,12 +84,25 @@ def test_polygons_come_back_as_they_were(tmp_path: Path, extension: str) -> None
 @pytest.mark.parametrize("extension", VECTOR_DRIVERS)
 def test_nothing_found_gives_a_layer_with_all_its_fields(tmp_path: Path, extension: str) -> None:
     path = tmp_path / f"out{extension}"
-    found, not_seen = layers(np.full((3, 3), 0.1, np.float32))
-    write_vector(path, found, not_seen)
+    (found,), not_seen = layers(np.full((3, 3), 0.1, np.float32))
+    write_vector(path, [found], not_seen)
     back = read(path, **({"layer": "landslides"} if extension == ".gpkg" else {}))
     assert len(back) == 0
     if extension != ".geojson":  # the fields of GeoJSON are those of its features
         assert {c[:10] for c in back.columns} == {c[:10] for c in found.columns}
+
+
+@pytest.mark.parametrize("extension", VECTOR_DRIVERS)
+def test_a_table_in_parts_is_written_as_the_whole(tmp_path: Path, extension: str) -> None:
+    (found,), not_seen = layers(np.tile(PROB, (3, 4)))
+    whole, parts = tmp_path / f"whole{extension}", tmp_path / f"parts{extension}"
+    write_vector(whole, [found], not_seen)
+    write_vector(parts, [found[:0], found[:1], found[1:5], found[5:]], not_seen)
+    layer = {"layer": "landslides"} if extension == ".gpkg" else {}
+    assert_geodataframe_equal(read(parts, **layer), read(whole, **layer))
+    if extension == ".gpkg":  # its index also finds what came later
+        last = tuple(found.geometry.iloc[-1].bounds)
+        assert found["id"].iloc[-1] in gpd.read_file(parts, bbox=last, **layer)["id"].tolist()
 
 
 def test_geopackage_opens_styled(tmp_path: Path) -> None:

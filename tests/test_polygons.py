@@ -3,13 +3,16 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
+from unittest.mock import patch
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import shapely
 from affine import Affine
+from geopandas.testing import assert_geodataframe_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -19,6 +22,7 @@ from rasterio.features import rasterize
 from rasterio.transform import array_bounds
 from scipy import ndimage
 
+from l4s_geo import polygons as module
 from l4s_geo.polygons import Block, landslide_polygons, not_seen_polygons
 from tests.conftest import DATA, needs_data
 
@@ -53,7 +57,8 @@ def polygons(
     prob = array(prob) if isinstance(prob, str) else prob
     layers = {k: options.pop(k) for k in tuple(options) if k in Block.__dataclass_fields__}
     options = {"threshold": 0.5, **options}
-    return landslide_polygons(blocks(prob, cuts, **layers), transform=transform, crs=crs, **options)
+    parts = landslide_polygons(blocks(prob, cuts, **layers), transform=transform, crs=crs, **options)
+    return pd.concat(parts, ignore_index=True)
 
 
 @st.composite
@@ -98,10 +103,22 @@ def test_cuts_change_nothing(case: tuple[NDArray[np.float32], tuple[int, ...]]) 
 
 
 @settings(max_examples=30, deadline=None)
+@given(cut_rasters(), st.integers(1, 4))
+def test_parts_make_the_whole(case: tuple[NDArray[np.float32], tuple[int, ...]], size: int) -> None:
+    prob, cuts = case
+    whole = polygons(prob, cuts, max_hole_m2=450)
+    with patch.object(module, "PART", size):
+        assert_geodataframe_equal(polygons(prob, cuts, max_hole_m2=450), whole)
+        unseen = [*not_seen_polygons(blocks(prob, cuts), TEN, UTM)]
+    assert all(len(part) <= size for part in unseen)
+    assert pd.concat(unseen)["id"].tolist() == list(range(1, sum(map(len, unseen)) + 1))
+
+
+@settings(max_examples=30, deadline=None)
 @given(cut_rasters())
 def test_not_seen_is_where_probability_is_missing(case: tuple[NDArray[np.float32], tuple[int, ...]]) -> None:
     prob, cuts = case
-    found = not_seen_polygons(blocks(prob, cuts), TEN, UTM)
+    found = pd.concat(not_seen_polygons(blocks(prob, cuts), TEN, UTM))
     drawn = rasterize(found.geometry, out_shape=prob.shape, transform=TEN) if len(found) else np.zeros(prob.shape)
     np.testing.assert_array_equal(drawn, np.isnan(prob))
     assert found["area_m2"].sum() == pytest.approx(100 * np.isnan(prob).sum(), rel=1e-2)
@@ -254,23 +271,26 @@ def test_blocks_with_a_gap_are_refused() -> None:
         landslide_polygons([Block(0, prob), Block(3, prob)], transform=TEN, crs=UTM, threshold=0.5)
 
 
-def test_memory_does_not_grow_with_height() -> None:
+@pytest.mark.parametrize("min_area_m2", [0, 1e5])
+def test_memory_grows_neither_with_height_nor_with_landslides(min_area_m2: float) -> None:
     rng = np.random.default_rng(0)
-    strip = rng.random((64, 500), dtype=np.float32)
+    strip = rng.random((64, 60), dtype=np.float32)
 
     def peak(n: int) -> int:
         tracemalloc.start()
-        # Noise: thousands of specks that are all too small, many across the borders
-        found = landslide_polygons(
-            (Block(64 * i, strip) for i in range(n)), transform=TEN, crs=UTM, threshold=0.9, min_area_m2=1e5
+        # Noise: thousands of specks, many across the borders; all too small, or all to be written
+        parts = landslide_polygons(
+            (Block(64 * i, strip) for i in range(n)), transform=TEN, crs=UTM, threshold=0.9, min_area_m2=min_area_m2
         )
-        assert len(found) == 0
+        found = sum(map(len, parts))
+        assert found == 0 if min_area_m2 else found > 100 * n
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return top
 
-    peak(3)
-    assert peak(24) < 1.15 * peak(6)
+    with patch.object(module, "PART", 100):
+        peak(2)
+        assert peak(16) < 1.3 * peak(4)
 
 
 @needs_data
