@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +16,7 @@ from l4s_geo.train.augment import Augmentation
 from l4s_geo.train.losses import compose
 from l4s_geo.train.mixing import Mixing
 from l4s_geo.train.pseudo import METHODS, Selection
+from l4s_geo.train.tables import fill, one_of, said_of
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -168,16 +168,16 @@ def parse(table: Mapping[str, Any], where: str) -> Recipe:
     values = dict(table)
     parts: tuple[tuple[str, type], ...] = (("augmentation", Augmentation), ("mixing", Mixing))
     for key, kind in parts:
-        values[key] = _fill(kind, values.get(key, {}), f"{where}, [{key}]")
+        values[key] = fill(kind, values.get(key, {}), f"{where}, [{key}]")
     stages = values.get("stages")
     if not isinstance(stages, list) or not stages:
         raise InputError(f"{where} needs at least one stage: write a table [[stages]].")
-    values["stages"] = tuple(_fill(Stage, s, f"{where}, stage {i}") for i, s in enumerate(stages, 1))
+    values["stages"] = tuple(fill(Stage, s, f"{where}, stage {i}") for i, s in enumerate(stages, 1))
     rounds = values.get("rounds", [])
     if not isinstance(rounds, list):
         raise InputError(f"{where}: write every round as a table [[rounds]].")
     values["rounds"] = tuple(_round(r, f"{where}, round {i}") for i, r in enumerate(rounds, 1))
-    recipe: Recipe = _fill(Recipe, values, where)
+    recipe: Recipe = fill(Recipe, values, where)
     _check(recipe, where)
     return recipe
 
@@ -187,8 +187,8 @@ def _round(table: object, where: str) -> Round:
     if not isinstance(table, Mapping) or not isinstance(table.get("select"), Mapping):
         raise InputError(f'{where} must say which pixels get a label, such as select = {{ method = "confident" }}.')
     method = table["select"].get("method")
-    _one_of(method, tuple(METHODS), f"{where}: method of select")
-    found: Round = _fill(Round, {**table, "select": _fill(METHODS[method], table["select"], f"{where}, select")}, where)
+    one_of(method, tuple(METHODS), f"{where}: method of select")
+    found: Round = fill(Round, {**table, "select": fill(METHODS[method], table["select"], f"{where}, select")}, where)
     return found
 
 
@@ -217,43 +217,6 @@ def changed(
     return found
 
 
-def _fill(kind: type, table: object, where: str) -> Any:
-    """An instance of a dataclass from a table, field by field."""
-    if not isinstance(table, Mapping):
-        raise InputError(f"{where}: expected a table, not {table!r}.")
-    known = {f.name: f for f in fields(kind)}
-    for name in table:
-        if name not in known:
-            raise InputError(
-                f"{where} has no field {name!r}{meant(name, known)}. There are: {', '.join(sorted(known))}."
-            )
-    try:
-        with _said_of(where):
-            return kind(**{k: _value(known[k].type, v, k) for k, v in table.items()})
-    except TypeError as e:
-        missing = str(e).rpartition(":")[2].strip()
-        raise InputError(f"{where} lacks {missing}.") from e
-
-
-def _value(kind: Any, value: object, where: str) -> object:
-    """The value as the field's annotation wants it (annotations are text: ``from __future__ import annotations``)."""
-    if kind == "int" and (isinstance(value, bool) or not isinstance(value, int)):
-        raise InputError(f"{where} must be a whole number, not {value!r}.")
-    if kind == "float":
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InputError(f"{where} must be a number, not {value!r}.")
-        return float(value)
-    if kind == "bool" and not isinstance(value, bool):
-        raise InputError(f"{where} must be true or false, not {value!r}.")
-    if kind == "str" and not isinstance(value, str):
-        raise InputError(f"{where} must be text, not {value!r}.")
-    if kind == "tuple[str, ...]":
-        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
-            raise InputError(f"{where} must be a list of names, not {value!r}.")
-        return tuple(value)
-    return value
-
-
 def _check(recipe: Recipe, where: str) -> None:
     """What the types of the fields do not say."""
     if not recipe.networks:
@@ -269,8 +232,8 @@ def _check(recipe: Recipe, where: str) -> None:
                 f"{where}: {network} cannot work, {PATCH} pixels times {scale:g} must be a multiple of 32 up to "
                 f"{8 * PATCH}."
             )
-    _one_of(recipe.compression, ("none", "asinh"), f"{where}: compression")
-    _one_of(recipe.normalization, ("scene", "model", *NAMED), f"{where}: normalization")
+    one_of(recipe.compression, ("none", "asinh"), f"{where}: compression")
+    one_of(recipe.normalization, ("scene", "model", *NAMED), f"{where}: normalization")
     for name, value, good in (
         ("batch_size", recipe.batch_size, recipe.batch_size >= 2),
         ("synthetic", recipe.synthetic, recipe.synthetic >= 0),
@@ -282,11 +245,11 @@ def _check(recipe: Recipe, where: str) -> None:
             raise InputError(f"{where}: {name} cannot be {value!r}.")
     for i, stage in enumerate(recipe.stages, 1):
         at = f"{where}, stage {i}"
-        _one_of(stage.optimizer, get_args(Optimizer), f"{at}: optimizer")
-        _one_of(stage.schedule, get_args(Schedule), f"{at}: schedule")
+        one_of(stage.optimizer, get_args(Optimizer), f"{at}: optimizer")
+        one_of(stage.schedule, get_args(Schedule), f"{at}: schedule")
         if stage.steps < 1 or stage.learning_rate <= 0 or stage.weight_decay < 0 or not 0 <= stage.warm_up < 1:
             raise InputError(f"{at}: steps and learning_rate must be above 0, weight_decay not below, warm_up in 0..1.")
-        with _said_of(at):
+        with said_of(at):
             loss = compose(stage.loss)
         plain = [n for n in _all_networks(recipe) if zoo.PRESETS[zoo.split_scale(n)[0]][0] != "ImageLevelUnet"]
         if loss.image and plain:
@@ -318,17 +281,3 @@ def _check_rounds(recipe: Recipe, where: str) -> None:
         if not 0 < round_.length < float("inf"):
             raise InputError(f"{at}: length must be above 0, not {round_.length!r}.")
         before = learning
-
-
-@contextmanager
-def _said_of(where: str) -> Iterator[None]:
-    """Put before a message what it is about."""
-    try:
-        yield
-    except InputError as e:
-        raise InputError(f"{where}: {e}") from e
-
-
-def _one_of(value: object, known: tuple[str, ...], where: str) -> None:
-    if value not in known:
-        raise InputError(f"{where} cannot be {value!r}{meant(value, known)}; there are {', '.join(known)}.")
