@@ -255,7 +255,7 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     for group in dict.fromkeys(r["group"] for r in rows):
         lines.append(f"| **{group}** | | | | | | | |")
         for r in (r for r in rows if r["group"] == group):
-            lines.append(f"| {r['name']} | {r['crops']} | " + " | ".join(r[c] for c in FIGURES) + " |")
+            lines.append(f"| {r['name']} | {r['crops']} | " + " | ".join(f"{float(r[c]):.3f}" for c in FIGURES) + " |")
     return "\n".join(lines) + "\n"
 
 
