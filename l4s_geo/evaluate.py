@@ -8,40 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from math import ceil, floor, hypot, nan
+from math import ceil, floor, nan
 from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import pyogrio
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import CRS as CRSText
-from pyproj.exceptions import CRSError, ProjError
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.errors import RasterioError
-from rasterio.features import rasterize
-from rasterio.transform import array_bounds
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
-from rasterio.windows import transform as window_transform
 from shapely.geometry import Polygon
 
 from l4s_geo.errors import InputError, reason
 from l4s_geo.metrics import IGNORE, Counts, Evaluation, block_counts, bootstrap
+from l4s_geo.scene import Grid
+from l4s_geo.vector import Polygons, existing, is_vector, layer_names, need_crs, read_polygons
 
 #: Side of the blocks that the bootstrap draws, in pixels: a Landslide4Sense patch.
 BLOCK = 128
 
 #: Pixel of the grid on which polygons are compared with polygons, in metres: Sentinel-2's.
 PIXEL_M = 10.0
-
-_VECTOR_SUFFIXES = (".gpkg", ".fgb", ".geojson", ".json", ".shp", ".parquet")
 
 #: Landslide probability (h, w) float32 of a window of the common grid, NaN where unknown.
 Layer = Callable[[Window], NDArray[np.float32]]
@@ -80,7 +73,7 @@ def evaluate(
     unseen = 0
     with ExitStack() as stack:
         mapped, reference = _open(pred, stack), _open(truth, stack)
-        area = None if aoi is None else _area(_existing(aoi))
+        area = None if aoi is None else _area(existing(aoi))
         grid = _common_grid(mapped, reference, area)
         first, end = _checked_rows(rows, grid)
         read_prob, read_truth = mapped.on(grid), _labels(reference, grid, area)
@@ -115,18 +108,25 @@ def evaluate(
 
 def _open(path: str | Path, stack: ExitStack) -> _Raster | _Vector:
     """By extension: one of the vector formats, else whatever GDAL opens as a raster."""
-    found = _existing(path)
-    return _Vector(found, *_read_polygons(found)) if found.lower().endswith(_VECTOR_SUFFIXES) else _Raster(found, stack)
+    found = existing(path)
+    return _vector(found) if is_vector(found) else _Raster(found, stack)
+
+
+def _vector(path: str) -> _Vector:
+    """Layer ``landslides``, else the only one, and layer ``not_seen`` where it is another."""
+    landslides, layers = read_polygons(path), layer_names(path)
+    if "not_seen" in layers and len(layers) > 1:
+        return _Vector(landslides, read_polygons(path, "not_seen"))
+    return _Vector(landslides)
 
 
 def _area(path: str) -> _Vector:
     """Polygons, or the frame of a raster."""
-    if path.lower().endswith(_VECTOR_SUFFIXES):
-        landslides, unseen = _read_polygons(path)
-        return _Vector(path, landslides, unseen)
+    if is_vector(path):
+        return _vector(path)
     try:
         with rasterio.open(path) as d:
-            grid = _Grid(d.crs, d.transform, d.width, d.height)
+            grid = Grid(d.crs, d.transform, d.width, d.height)
     except RasterioError as e:
         raise InputError(
             f"Cannot open {path} as a raster: {e}. Give polygons, or a raster whose frame is meant."
@@ -137,18 +137,10 @@ def _area(path: str) -> _Vector:
     frame = Polygon([grid.transform * c for c in corners])
     # Straight in its own CRS, bent in another: points on the way keep it in place.
     frame = gpd.GeoSeries([frame.segmentize(frame.length / 100)], crs=CRSText(grid.crs.to_wkt()))
-    return _Vector(path, frame, frame.iloc[:0])
+    return _Vector(Polygons(path, frame))
 
 
-def _existing(path: str | Path) -> str:
-    """The path as text; GDAL's own paths and URLs are left to GDAL."""
-    text = str(path)
-    if "://" not in text and not text.startswith("/vsi") and not Path(text).exists():
-        raise InputError(f"There is no file {text}.")
-    return text
-
-
-def _common_grid(pred: _Raster | _Vector, truth: _Raster | _Vector, area: _Vector | None) -> _Grid:
+def _common_grid(pred: _Raster | _Vector, truth: _Raster | _Vector, area: _Vector | None) -> Grid:
     """The truth's grid, else the prediction's, else 10 m UTM over the area of interest or all polygons."""
     for side in (truth, pred):
         if isinstance(side, _Raster):
@@ -159,16 +151,16 @@ def _common_grid(pred: _Raster | _Vector, truth: _Raster | _Vector, area: _Vecto
             f"Neither {pred.path} nor {truth.path} holds a polygon, so there is nothing to compare. Give the "
             "truth as a raster, or an area of interest."
         )
-    west, south, east, north = np.array([s.project(CRS.from_epsg(4326))[0].total_bounds for s in shown]).T
+    west, south, east, north = np.array([s.bounds(CRS.from_epsg(4326)) for s in shown]).T
     corners = gpd.points_from_xy([west.min(), east.max()], [south.min(), north.max()], crs=4326)
     crs = CRS.from_user_input(corners.estimate_utm_crs())
-    west, south, east, north = np.array([s.project(crs)[0].total_bounds for s in shown]).T / PIXEL_M
+    west, south, east, north = np.array([s.bounds(crs) for s in shown]).T / PIXEL_M
     left, top = floor(west.min()), ceil(north.max())
     transform = Affine(PIXEL_M, 0, left * PIXEL_M, 0, -PIXEL_M, top * PIXEL_M)
-    return _Grid(crs, transform, ceil(east.max()) - left, top - floor(south.min()))
+    return Grid(crs, transform, ceil(east.max()) - left, top - floor(south.min()))
 
 
-def _checked_rows(rows: tuple[int, int] | None, grid: _Grid) -> tuple[int, int]:
+def _checked_rows(rows: tuple[int, int] | None, grid: Grid) -> tuple[int, int]:
     if rows is None:
         return 0, grid.height
     if not 0 <= rows[0] < rows[1] <= grid.height:
@@ -176,7 +168,7 @@ def _checked_rows(rows: tuple[int, int] | None, grid: _Grid) -> tuple[int, int]:
     return rows
 
 
-def _labels(side: _Raster | _Vector, grid: _Grid, area: _Vector | None) -> Callable[[Window], NDArray[np.uint8]]:
+def _labels(side: _Raster | _Vector, grid: Grid, area: _Vector | None) -> Callable[[Window], NDArray[np.uint8]]:
     """Reads labels: 0, 1 and 255 where unknown or outside the area of interest."""
     read, inside = side.on(grid), area.on(grid) if area else None
 
@@ -192,28 +184,6 @@ def _labels(side: _Raster | _Vector, grid: _Grid, area: _Vector | None) -> Calla
     return read_labels
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Where pixels lie: what a raster and a warp need to agree on."""
-
-    crs: CRS | None
-    transform: Affine
-    width: int
-    height: int
-
-    def bounds(self, window: Window) -> tuple[float, float, float, float]:
-        """West, south, east, north of a window, also of a rotated grid."""
-        west, south, east, north = array_bounds(window.height, window.width, window_transform(window, self.transform))
-        return west, south, east, north
-
-    def same_as(self, other: _Grid) -> bool:
-        """Whether every pixel is the same (to a millionth of its size: rounding in headers)."""
-        if (self.crs, self.width, self.height) != (other.crs, other.width, other.height):
-            return False
-        pixel = hypot(self.transform.a, self.transform.d)
-        return bool(self.transform.almost_equals(other.transform, precision=1e-6 * pixel))
-
-
 class _Raster:
     """One side of the comparison as band 1 of a raster.
 
@@ -227,7 +197,7 @@ class _Raster:
         except RasterioError as e:
             raise InputError(f"Cannot open {path} as a raster: {reason(e)}. Polygons need a known extension.") from e
         self.path, self._stack, d = path, stack, self.dataset
-        self.grid = _Grid(d.crs, d.transform, d.width, d.height)
+        self.grid = Grid(d.crs, d.transform, d.width, d.height)
         self.is_mask = np.issubdtype(np.dtype(d.dtypes[0]), np.integer)
         if self.is_mask and d.nodata == 0:
             raise InputError(
@@ -235,11 +205,11 @@ class _Raster:
                 "with 255 and set that as nodata (gdal_edit.py -a_nodata 255)."
             )
 
-    def on(self, grid: _Grid) -> Layer:
+    def on(self, grid: Grid) -> Layer:
         """Read from ``grid``: as it is, or warped (nearest for a mask, bilinear for a probability)."""
         source = self.dataset
-        if not self.grid.same_as(grid):
-            _need_crs(self.path, self.grid.crs, grid.crs)
+        if not self.grid.same_pixels(grid):
+            need_crs(self.path, self.grid.crs, grid.crs)
             resampling = Resampling.nearest if self.is_mask else Resampling.bilinear
             options = vars(grid) | {"resampling": resampling, "nodata": nan, "dtype": "float32"}
             source = self._stack.enter_context(WarpedVRT(self.dataset, **options))
@@ -268,84 +238,36 @@ class _Vector:
     Polygons of a layer ``not_seen``, where there is one, are unknown; everything else is background.
     """
 
-    def __init__(self, path: str, landslides: gpd.GeoSeries, unseen: gpd.GeoSeries) -> None:
-        self.path, self.landslides, self.unseen = path, landslides, unseen
+    def __init__(self, landslides: Polygons, unseen: Polygons | None = None) -> None:
+        self.path, self.landslides, self.unseen = landslides.path, landslides, unseen
 
-    def project(self, crs: CRS | None) -> tuple[gpd.GeoSeries, gpd.GeoSeries]:
-        """Both layers in another CRS."""
-        _need_crs(self.path, self.landslides.crs, crs)
-        try:
-            return self.landslides.to_crs(crs), self.unseen.to_crs(crs)
-        except (ProjError, CRSError, ValueError) as e:
-            raise InputError(f"Cannot bring {self.path} into the CRS of the comparison ({crs}): {e}.") from e
+    def bounds(self, crs: CRS) -> NDArray[np.float64]:
+        """West, south, east and north of the landslides in a CRS."""
+        found: NDArray[np.float64] = self.landslides.to_crs(crs).geometries.total_bounds
+        return found
 
-    def on(self, grid: _Grid) -> Layer:
+    def on(self, grid: Grid) -> Layer:
         """Rasterize onto ``grid``: pixels whose centre lies inside.
 
         Raises:
             InputError: There are polygons, but none of them is near the grid.
         """
-        landslides, unseen = self.project(grid.crs)
-        west, south, east, north = grid.bounds(Window(0, 0, grid.width, grid.height))
-        if len(landslides) and landslides.cx[west:east, south:north].empty:
+        landslides = self.landslides.near(grid)
+        if len(self.landslides) and not len(landslides):
             raise InputError(
                 f"Nothing to compare: the polygons of {self.path} lie outside the other input "
                 f"({_describe(grid)}). Check that both show the same place and that their CRS are right."
             )
+        inside, unseen = landslides.burn(grid), self.unseen.burn(grid) if self.unseen else None
 
         def read(window: Window) -> NDArray[np.float32]:
-            values = _burn(landslides, grid, window).astype(np.float32)
-            values[(values == 0) & _burn(unseen, grid, window)] = nan
+            values = inside(window).astype(np.float32)
+            if unseen is not None:
+                values[(values == 0) & unseen(window)] = nan
             return values
 
         return read
 
 
-def _burn(polygons: gpd.GeoSeries, grid: _Grid, window: Window) -> NDArray[np.bool_]:
-    """(h, w) mask of the pixels whose centre lies in a polygon."""
-    west, south, east, north = grid.bounds(window)
-    near = polygons.cx[west:east, south:north]
-    shape = (window.height, window.width)
-    if near.empty:
-        return np.zeros(shape, np.bool_)
-    transform = window_transform(window, grid.transform)
-    burnt: NDArray[np.bool_] = rasterize(near, shape, transform=transform, dtype="uint8") == 1
-    return burnt
-
-
-def _read_polygons(path: str) -> tuple[gpd.GeoSeries, gpd.GeoSeries]:
-    """Geometries of the landslides and of what was not seen (maybe empty)."""
-    try:
-        if path.lower().endswith(".parquet"):
-            landslides = gpd.read_parquet(path).geometry
-            return _polygons(landslides, path), landslides.iloc[:0]
-        shaped = [name for name, kind in pyogrio.list_layers(path) if kind is not None]
-        name = "landslides" if "landslides" in shaped or len(shaped) != 1 else shaped[0]
-        if name not in shaped:
-            found = ", ".join(shaped) or "none"
-            raise InputError(f"{path} needs a layer `landslides` or just one layer of polygons; it has: {found}.")
-        landslides = _polygons(gpd.read_file(path, layer=name, columns=[]).geometry, path)
-        if "not_seen" not in shaped or name == "not_seen":
-            return landslides, landslides.iloc[:0]
-        return landslides, _polygons(gpd.read_file(path, layer="not_seen", columns=[]).geometry, path)
-    except (DataSourceError, DataLayerError, ValueError, OSError) as e:
-        raise InputError(f"Cannot read polygons from {path}: {reason(e)}.") from e
-
-
-def _polygons(geometries: gpd.GeoSeries, path: str) -> gpd.GeoSeries:
-    """Without empty geometries; anything but polygons is refused."""
-    kept = geometries[~(geometries.isna() | geometries.is_empty)]
-    other = sorted(set(kept.geom_type) - {"Polygon", "MultiPolygon"})
-    if other:
-        raise InputError(f"{path} holds {', '.join(other)} geometries. Only polygons can be compared.")
-    return kept
-
-
-def _describe(grid: _Grid) -> str:
+def _describe(grid: Grid) -> str:
     return f"{grid.width} x {grid.height} pixels, {grid.crs.to_string() if grid.crs else 'no CRS'}"
-
-
-def _need_crs(path: str, own: Any, common: Any) -> None:
-    if own is None or common is None:
-        which = path if own is None else f"The input that {path} is compared with"
-        raise InputError(f"{which} has no CRS, so the two cannot be laid over each other. Assign its CRS first.")

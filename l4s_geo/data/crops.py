@@ -5,7 +5,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 import rasterio
@@ -26,10 +28,23 @@ from l4s_geo.tiling import PATCH
 #: Rows read at once.
 STRIP = 512
 
+T = TypeVar("T", bound=np.generic, covariant=True)
+
+
+class Pixels(Protocol[T]):
+    """What areas ask of their arrays: numpy's have it, and those that stay on disk (``l4s_geo.data.ondisk``)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(h, w), or (C, h, w)."""
+
+    def __getitem__(self, at: slice | tuple[slice, ...], /) -> NDArray[T]:
+        """A part, in memory."""
+
 
 @dataclass(frozen=True)
 class Area:
-    """One region, held in memory for random access.
+    """One region, for random access.
 
     Attributes:
         name: For the log.
@@ -41,19 +56,28 @@ class Area:
     """
 
     name: str
-    image: NDArray[np.uint16]
-    truth: NDArray[np.uint8]
-    valid: NDArray[np.bool_]
+    image: Pixels[np.uint16]
+    truth: Pixels[np.uint8]
+    valid: Pixels[np.bool_]
     normalizer: Normalizer
     domain: int = 0
 
     @property
     def labelled(self) -> int:
         """Pixels of known class."""
-        return int((self.truth != UNKNOWN).sum())
+        return self._known[0]
+
+    @property
+    def labelled_cells(self) -> NDArray[np.int64]:
+        """First rows and columns (n, 2) of the cells of ``CELL`` by ``CELL`` pixels with one of known class."""
+        return self._known[1]
+
+    @cached_property
+    def _known(self) -> tuple[int, NDArray[np.int64]]:
+        return _find_known(self.truth)
 
     def rows(self, start: int, stop: int) -> Area:
-        """A block of rows with the statistics of the whole region."""
+        """A block of rows, in memory, with the statistics of the whole region."""
         part = np.s_[start:stop]
         return Area(
             f"{self.name}:{start}-{stop}",
@@ -64,8 +88,8 @@ class Area:
         )
 
     def without_rows(self, holdouts: Sequence[tuple[int, int]], compression: Compression) -> Area:
-        """Blank out blocks of rows (not valid, unknown) and take the statistics from what is left."""
-        image, truth, valid = self.image.copy(), self.truth.copy(), self.valid.copy()
+        """In memory, with blocks of rows blanked out (not valid, unknown), and the statistics of what is left."""
+        image, truth, valid = self.image[:].copy(), self.truth[:].copy(), self.valid[:].copy()
         for start, stop in holdouts:
             image[:, start:stop], truth[start:stop], valid[start:stop] = 0, UNKNOWN, False
         return make_area(self.name, self.normalizer.bands, image, truth, valid, compression)
@@ -253,7 +277,7 @@ class CropSampler:
         self.by_domain = by_domain
         share = negative_share if negatives else 0.0
         self.weights = np.concatenate([_root_weights(areas) * (1 - share), _root_weights(negatives) * share])
-        self._cells = [_labelled_cells(a.truth) for a in self.areas]
+        self._cells = [a.labelled_cells for a in self.areas]
         self._domains = np.array([a.domain for a in self.areas])
 
     def draw(self, rng: np.random.Generator, domain: int | None = None) -> tuple[Area, int, int]:
@@ -275,13 +299,17 @@ class CropSampler:
 CELL = 32
 
 
-def _labelled_cells(truth: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _find_known(truth: Pixels[np.uint8]) -> tuple[int, NDArray[np.int64]]:
+    """Number of pixels of known class, and the cells that have any; one of an area too small for a cell."""
     h, w = (n // CELL * CELL for n in truth.shape)
-    if not h or not w:
-        return np.zeros((1, 2), np.int64)
-    known = (truth[:h, :w] != UNKNOWN).reshape(h // CELL, CELL, w // CELL, CELL).any(axis=(1, 3))
-    found: NDArray[np.int64] = np.argwhere(known) * CELL
-    return found
+    count, cells = 0, []
+    for row in range(0, truth.shape[0], STRIP):
+        known = truth[row : row + STRIP] != UNKNOWN
+        count += int(known.sum())
+        whole = known[: max(h - row, 0), :w]
+        found = whole.reshape(len(whole) // CELL, CELL, w // CELL, CELL).any(axis=(1, 3))
+        cells.append(np.argwhere(found) * CELL + (row, 0))
+    return count, np.concatenate(cells) if h and w else np.zeros((1, 2), np.int64)
 
 
 def _root_weights(areas: Sequence[Area]) -> NDArray[np.float64]:
@@ -294,7 +322,7 @@ def cut(area: Area, row: int, column: int, size: int) -> Crop:
     """A window that may hang over the border; what lies outside is not valid and unknown."""
     h, w = area.truth.shape
     r0, c0, r1, c1 = max(row, 0), max(column, 0), min(row + size, h), min(column + size, w)
-    image = np.zeros((len(area.image), size, size), np.float32)
+    image = np.zeros((area.image.shape[0], size, size), np.float32)
     truth = np.full((size, size), UNKNOWN, np.uint8)
     valid = np.zeros((size, size), bool)
     if r0 < r1 and c0 < c1:

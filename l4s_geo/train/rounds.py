@@ -15,10 +15,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from l4s_geo.data.crops import Area, load_area
+from l4s_geo.data.crops import Area
+from l4s_geo.data.ondisk import IMAGE, open_area
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.models.card import CARD, Card
+from l4s_geo.normalize import fit
 from l4s_geo.progress import Progress
+from l4s_geo.raster import row_windows
+from l4s_geo.scene import open_scene
 from l4s_geo.settings import fixed_normalizer
 from l4s_geo.train import parallel
 from l4s_geo.train.recipe import Round
@@ -126,16 +130,12 @@ def _once(part: TrainOptions, targets: Sequence[Area], progress: Progress) -> Ca
 
 
 def _area(part: TrainOptions, name: str, card: Card) -> Area:
-    """A target with its pseudo-labels, standardized as its teacher saw it."""
-    data = part.data
-    area = load_area(
-        str(part.out / PSEUDO / name),
-        data.bands,
-        compression=data.compression,
-        resolution=data.resolution,
-        units="dn",
-    )
-    return replace(area, domain=TARGET_DOMAIN, normalizer=fixed_normalizer(None, card) or area.normalizer)
+    """A target with its pseudo-labels, standardized as its teacher saw it; its pixels stay on disk."""
+    folder = part.out / PSEUDO / name
+    with open_scene(folder / IMAGE, resolution=None, units="dn") as scene:
+        blocks = (scene.read(w, card.bands) for w in row_windows(scene.grid))
+        normalizer = fixed_normalizer(None, card) or fit(blocks, card.bands, card.compression, name)
+    return open_area(folder, part.data.bands, normalizer=normalizer, name=name, domain=TARGET_DOMAIN)
 
 
 def _entry(how: Round, teachers: Sequence[str], networks: Sequence[str], selected: Selected) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def load_split(options: DataOptions, seed: int) -> Split:
         validation += [area.rows(*rows) for block in validated if (rows := block.of(area))]
         if (0, area.truth.shape[0]) not in out:
             train.append(area.without_rows(out, options.compression) if out else area)
-    if not any((area.truth == 1).any() for area in train):
+    if not any((area.truth[:] == 1).any() for area in train):
         raise InputError("No labelled landslide is left to learn from. Give more data, or hold out less.")
     negatives = [_load(options, p, labels=False) for p in options.negatives]
     for count, landslides in ((options.synthetic, False), (options.synthetic_landslides, True)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -14,6 +14,7 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from l4s_geo.data.chips import IMAGES
@@ -23,7 +24,10 @@ from l4s_geo.errors import InputError, OutputError, reason
 from l4s_geo.outputs import FAILURES
 from l4s_geo.raster import row_windows
 from l4s_geo.scene import Grid, open_scene
+from l4s_geo.scene.layer import Layer
+from l4s_geo.scene.source import open_raster
 from l4s_geo.tiling import PATCH
+from l4s_geo.vector import Mask, is_vector, read_polygons
 
 #: File of a target's bands, as a labelled scene has it.
 IMAGE = "image.tif"
@@ -33,6 +37,9 @@ UNITS = ("@dn", "@reflectance", "@byte")
 
 #: Names that say nothing about a scene; its folder's is used instead.
 NAMELESS = ("rgb", "image")
+
+#: Window, pixels (C, h, w) and where they are valid (h, w).
+Block = tuple[Window, NDArray[np.float32], NDArray[np.bool_]]
 
 _NOWHERE = CRS.from_wkt('LOCAL_CS["unknown position",UNIT["metre",1],AXIS["x",EAST],AXIS["y",NORTH]]')
 
@@ -104,47 +111,130 @@ def _patches(path: str, bands: Sequence[str]) -> Patches | None:
     return found
 
 
-def copy_target(target: Target, folder: Path, bands: Sequence[str], resolution: float) -> Path:
+def copy_target(
+    target: Target,
+    folder: Path,
+    bands: Sequence[str],
+    resolution: float,
+    *,
+    aoi: Path | None = None,
+    masks: Sequence[Path] = (),
+) -> Path:
     """Write ``image.tif``: whole digital numbers on the grid that networks work on; nothing is held in memory.
 
     Patches lie one below the other, with as much nodata between, so that no crop sees two of them.
+
+    Args:
+        target: What to copy.
+        folder: Where to; made if needed.
+        bands: Of the copy, in this order.
+        resolution: In metres per pixel.
+        aoi: Polygons; pixels outside are written as not valid.
+        masks: Clouds and other ground that is not to be used, written as not valid: polygons, or rasters of one band
+            in any CRS (nearest pixel), where everything but 0 and nodata is masked.
 
     Returns:
         Its path; a copy that is there is kept.
 
     Raises:
-        InputError: A file of the target is damaged.
+        InputError: A file is damaged or cannot be used, no valid pixel is left, or ``aoi`` or ``masks`` are given
+            for patches.
         OutputError: There is no space.
     """
     path = folder / IMAGE
     if path.is_file():
         return path
+    if target.apart and (aoi or masks):
+        raise InputError(
+            f"{target.path} holds patches; an area of interest and masks go with scenes only. Leave --aoi and --mask "
+            "away, or give the scene that the patches were cut from."
+        )
     part = folder / f"part-{IMAGE}"
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        if target.apart:
-            patches = _patches(target.path, bands)
-            assert patches is not None
-            grid = Grid(_NOWHERE, Affine(10, 0, 0, 0, -10, 0), PATCH, 2 * PATCH * len(patches))
-            _write(
-                part,
-                grid,
-                bands,
-                ((Window(0, 2 * PATCH * i, PATCH, PATCH), p.image, p.valid) for i, p in enumerate(patches)),
-            )
-        else:
-            with open_scene(target.path, resolution=resolution, units=target.units) as scene:
-                _write(part, scene.grid, bands, ((w, *scene.read(w, bands)) for w in row_windows(scene.grid)))
-        part.replace(path)
+        try:
+            if target.apart:
+                _copy_patches(target, part, bands)
+            else:
+                _copy_scene(target, part, bands, resolution, aoi, masks)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     return path
+
+
+def _copy_patches(target: Target, path: Path, bands: Sequence[str]) -> None:
+    patches = _patches(target.path, bands)
+    assert patches is not None
+    grid = Grid(_NOWHERE, Affine(10, 0, 0, 0, -10, 0), PATCH, 2 * PATCH * len(patches))
+    blocks = ((Window(0, 2 * PATCH * i, PATCH, PATCH), p.image, p.valid) for i, p in enumerate(patches))
+    _write(path, grid, bands, blocks)
+
+
+def _copy_scene(
+    target: Target, path: Path, bands: Sequence[str], resolution: float, aoi: Path | None, masks: Sequence[Path]
+) -> None:
+    with ExitStack() as stack:
+        scene = stack.enter_context(open_scene(target.path, resolution=resolution, units=target.units))
+        inside = None if aoi is None else _area_of_interest(aoi, target, scene.grid)
+        masked = [_mask(mask, scene.grid, stack) for mask in masks]
+
+        def blocks() -> Iterator[Block]:
+            for window in row_windows(scene.grid):
+                pixels, valid = scene.read(window, bands)
+                if inside is not None:
+                    valid &= inside(window)
+                for mask in masked:
+                    valid &= ~mask(window)
+                yield window, np.where(valid, pixels, np.float32(0)), valid
+
+        if not _write(path, scene.grid, bands, blocks()):
+            limits = ([f"inside {aoi}"] if aoi else []) + [f"outside {mask}" for mask in masks]
+            raise InputError(
+                f"{target.path} has no valid pixel {' and '.join(limits)}. Give a larger area of interest; in a mask, "
+                "only what is not to be used is marked, in a raster by any value but 0."
+            )
+
+
+def _area_of_interest(path: Path, target: Target, grid: Grid) -> Mask:
+    """Reads which pixels lie inside."""
+    polygons = read_polygons(path, "aoi")
+    if not len(polygons):
+        raise InputError(f"{path} holds no polygons. Draw the outline of the area of interest.")
+    near = polygons.near(grid)
+    if not len(near):
+        raise InputError(
+            f"The area of interest {path} does not overlap {target.path}. Check that both show the same place and that "
+            "their CRS are right."
+        )
+    return near.burn(grid)
+
+
+def _mask(path: Path, grid: Grid, stack: ExitStack) -> Mask:
+    """Reads which pixels are not to be used; none where the mask does not reach."""
+    if is_vector(path):
+        return read_polygons(path, "mask").burn(grid)
+    raster = open_raster(str(path), stack)
+    if len(raster.indexes) != 1:
+        raise InputError(f"{path} has {len(raster.indexes)} bands; a mask is a raster with one, or polygons.")
+    layer = Layer([raster.renamed("mask")], ("mask",), grid, Resampling.nearest)
+
+    def read(window: Window) -> NDArray[np.bool_]:
+        values, known = layer.read(window)
+        masked: NDArray[np.bool_] = known & (values[0] != 0)
+        return masked
+
+    return read
 
 
 def _write(
     path: Path,
     grid: Grid,
     bands: Sequence[str],
-    blocks: Iterator[tuple[Window, NDArray[np.float32], NDArray[np.bool_]]],
-) -> None:
+    blocks: Iterator[Block],
+) -> int:
+    """Write all blocks; gives the number of valid pixels."""
+    seen = 0
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
         rasterio.open(path, "w", **profile(grid), count=len(bands), dtype="uint16", predictor=2) as image,
@@ -153,6 +243,8 @@ def _write(
         for window, pixels, valid in blocks:
             image.write(np.clip(np.rint(pixels), 0, 65535).astype(np.uint16), window=window)
             image.write_mask(valid, window=window)
+            seen += int(np.count_nonzero(valid))
+    return seen
 
 
 def profile(grid: Grid) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""Fitting models to a new region with few labels or none."""
