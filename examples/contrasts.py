@@ -26,7 +26,7 @@ from l4s_geo.metrics import Counts, ThresholdCurve
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.progress import Silent
-from l4s_geo.settings import at_threshold, fixed_normalizer
+from l4s_geo.settings import at_threshold, normalizer_for
 from l4s_geo.train.augment import Augmentation
 from l4s_geo.train.mixing import Mixing
 from l4s_geo.train.recipe import Recipe, Stage, load
@@ -151,8 +151,7 @@ class Bench:
         area = load_area(
             str(self.scenes / name), card.bands, compression=card.compression, resolution=card.resolution_m
         )
-        fixed = fixed_normalizer(None, card)
-        return replace(area, normalizer=fixed) if fixed else area
+        return replace(area, normalizer=normalizer_for(None, card, lambda: area.normalizer))
 
     def networks(self, cards: Sequence[Card]) -> list[torch.nn.Module]:
         """Of all cards."""

@@ -47,6 +47,7 @@ def evaluate(
     threshold: float = 0.5,
     rows: tuple[int, int] | None = None,
     aoi: str | Path | None = None,
+    exclude: str | Path | None = None,
     seed: int = 0,
 ) -> Evaluation:
     """Compare a landslide map with labels.
@@ -61,6 +62,7 @@ def evaluate(
         threshold: Pixels of at least this probability count as mapped.
         rows: First row and end of the rows of the common grid to compare; None compares all.
         aoi: Polygons to compare inside of, or a raster whose extent is meant; None compares everywhere.
+        exclude: Polygons whose pixels are not counted, such as those that a model has learnt from.
         seed: Of the bootstrap.
 
     Raises:
@@ -76,7 +78,7 @@ def evaluate(
         area = None if aoi is None else _area(existing(aoi))
         grid = _common_grid(mapped, reference, area)
         first, end = _checked_rows(rows, grid)
-        read_prob, read_truth = mapped.on(grid), _labels(reference, grid, area)
+        read_prob, read_truth = mapped.on(grid), _labels(reference, grid, area, exclude)
         for row in range(first, end, BLOCK):
             window = Window(0, row, grid.width, min(BLOCK, end - row))
             truth_strip = read_truth(window)
@@ -168,9 +170,12 @@ def _checked_rows(rows: tuple[int, int] | None, grid: Grid) -> tuple[int, int]:
     return rows
 
 
-def _labels(side: _Raster | _Vector, grid: Grid, area: _Vector | None) -> Callable[[Window], NDArray[np.uint8]]:
-    """Reads labels: 0, 1 and 255 where unknown or outside the area of interest."""
+def _labels(
+    side: _Raster | _Vector, grid: Grid, area: _Vector | None, exclude: str | Path | None
+) -> Callable[[Window], NDArray[np.uint8]]:
+    """Reads labels: 0, 1 and 255 where unknown, outside the area of interest, or excluded."""
     read, inside = side.on(grid), area.on(grid) if area else None
+    excluded = read_polygons(existing(exclude)).near(grid).burn(grid) if exclude else None
 
     def read_labels(window: Window) -> NDArray[np.uint8]:
         values = read(window)
@@ -179,6 +184,8 @@ def _labels(side: _Raster | _Vector, grid: Grid, area: _Vector | None) -> Callab
             raise InputError(f"{side.path} holds probabilities. As truth give labels: 0, 1, and 255 where unknown.")
         if inside is not None:
             known &= inside(window) == 1
+        if excluded is not None:
+            known &= ~excluded(window)
         return np.where(known, values, IGNORE).astype(np.uint8)
 
     return read_labels

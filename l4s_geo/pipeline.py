@@ -34,7 +34,7 @@ from l4s_geo.results import (
     write_all,
 )
 from l4s_geo.scene import Scene, open_scene
-from l4s_geo.settings import MapOptions, Settings, agree, decide, fixed_normalizer
+from l4s_geo.settings import MapOptions, Settings, agree, decide, normalizer_for
 from l4s_geo.tiling import PATCH, Tiling
 
 __all__ = ["MapOptions", "MapResult", "map_scene", "scene_statistics", "summarize"]
@@ -57,7 +57,7 @@ def map_scene(options: MapOptions, progress: Progress) -> MapResult:
         inputs = (*scene.paths, options.dem, options.slope)
         check_outputs(options.out, options.prob, options.overwrite, scene.native_crs, inputs)
         with clock.stage("statistics"):
-            normalizer = fixed_normalizer(options.normalize, card) or scene_statistics(scene, card)
+            normalizer = normalizer_for(options.normalize, card, lambda: scene_statistics(scene, card))
         ensemble = _ensemble(models, card, settings, options)
         with WorkRaster(work / "prob.tif", scene.grid, LAYERS) as raster:
             with clock.stage("networks"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,8 +53,7 @@ class MapOptions:
         overlap: Share of a patch's side.
         tta: Average over the symmetries of a patch; off unless asked for, it gains less than it costs.
         crf: Refine with the dense CRF.
-        normalize: ``scene``, ``model``, a name in ``l4s_geo.normalize.NAMED``, or a JSON file; None: as the model was
-            trained.
+        normalize: As in ``normalizer_for``; None: as the card says.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
         dtype: ``auto``, ``fp32``, ``bf16``, ``fp16``.
         batch_size: Patches per forward pass.
@@ -166,17 +165,27 @@ def _wanted(card: Card) -> tuple[object, ...]:
     return card.bands, card.compression, card.normalization, card.resolution_m
 
 
-def fixed_normalizer(name: str | None, card: Card) -> Normalizer | None:
-    """The normalizer that ``--normalize`` (or else the card) names, or None for ``scene``.
+def normalizer_for(name: str | None, card: Card, own: Callable[[], Normalizer]) -> Normalizer:
+    """The normalizer that ``--normalize`` (or else the card) names.
+
+    Args:
+        name: ``scene`` (its own mean and spread), ``model`` (those of the training regions), ``centre`` (its own mean,
+            the spread of the training regions), a name in ``l4s_geo.normalize.NAMED``, or a JSON file.
+        card: Of the model.
+        own: Gives the scene's own statistics of the card's bands; called where they are needed.
 
     Raises:
         InputError: No such file, or it lacks a band.
     """
     name = name or card.normalization
     if name == "scene":
-        return None
+        return own()
     if name == "model":
         found = Normalizer.from_dict(card.statistics)
+    elif name == "centre":
+        found = own()
+        spread = Normalizer.from_dict(card.statistics).select(found.bands)
+        found = replace(found, scale=spread.scale, source=f"{found.source}, spread of {card.name}")
     elif name in NAMED:
         found = NAMED[name]()
     else:

@@ -25,7 +25,7 @@ from l4s_geo.models.card import Card
 from l4s_geo.normalize import Normalizer, RobustStats
 from l4s_geo.progress import Progress
 from l4s_geo.results import Clock, MapResult, versions
-from l4s_geo.settings import MapOptions, agree, decide, fixed_normalizer
+from l4s_geo.settings import MapOptions, agree, decide, normalizer_for
 
 #: Archive in a folder of masks.
 ARCHIVE = "submission.zip"
@@ -125,16 +125,17 @@ def _check_output(out: Path, overwrite: bool) -> None:
 
 def _normalizer(name: str | None, card: Card, patches: Patches, progress: Progress) -> Normalizer:
     """What ``--normalize`` names; for ``folder``, statistics of all its patches as of one region."""
-    fixed = fixed_normalizer("scene" if name == "folder" else name, card)
-    if fixed is not None:
-        return fixed
-    stats = RobustStats(card.bands)
-    progress.start("statistics", len(patches))
-    for patch in patches:
-        stats.update(patch.image, patch.valid)
-        progress.advance()
-    progress.finish()
-    return stats.normalizer(card.compression, f"folder {patches.source.name}")
+
+    def own() -> Normalizer:
+        stats = RobustStats(card.bands)
+        progress.start("statistics", len(patches))
+        for patch in patches:
+            stats.update(patch.image, patch.valid)
+            progress.advance()
+        progress.finish()
+        return stats.normalizer(card.compression, f"folder {patches.source.name}")
+
+    return normalizer_for("scene" if name == "folder" else name, card, own)
 
 
 def _map(

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import rasterio
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.windows import Window
+from scipy.ndimage import maximum_filter
 
+from l4s_geo.data.ondisk import IMAGE, LABELS
 from l4s_geo.errors import InputError
 from l4s_geo.metrics import IGNORE
 from l4s_geo.raster import row_windows
 from l4s_geo.scene import Grid
+from l4s_geo.train.targets import grid_of, link, profile, writing
 from l4s_geo.vector import Polygons, read_table
 
 #: Columns that may hold the class, the first that is there counts; in any case of letters.
@@ -142,3 +146,34 @@ def _extent(grid: Grid, crs: CRS) -> str:
     if np.isnan(xs).all():
         return "a place that it cannot hold"
     return f"{np.nanmin(xs):g}..{np.nanmax(xs):g}, {np.nanmin(ys):g}..{np.nanmax(ys):g}"
+
+
+def write_focus(labels: Labels, scene: Path, out: Path, reach: int = 32) -> None:
+    """Write a labelled scene that knows only the surroundings of the given polygons, so that training sees them often.
+
+    Args:
+        labels: The polygons.
+        scene: Folder with the ``image.tif`` and ``labels.tif`` of the whole scene.
+        out: Folder to write; none where the scene has no polygons.
+        reach: In pixels around the pixels with a given label.
+
+    Raises:
+        OutputError: There is no space.
+    """
+    grid = grid_of(scene / IMAGE)
+    if not any(labels.pixels(grid).values()):
+        return
+    read = labels.labels_on(grid)
+    link(scene / IMAGE, out)
+    kind = {"count": 1, "dtype": "uint8", "nodata": IGNORE}
+    with (
+        writing(out),
+        rasterio.open(scene / LABELS) as whole,
+        rasterio.open(out / LABELS, "w", **profile(grid), **kind) as near,
+    ):
+        for window in row_windows(grid):
+            top, height = int(window.row_off), int(window.height)
+            first, last = max(0, top - reach), min(grid.height, top + height + reach)
+            given = read(Window(0, first, grid.width, last - first)) != IGNORE
+            around = maximum_filter(given, 2 * reach + 1, mode="constant")[top - first :][:height]
+            near.write(np.where(around, whole.read(1, window=window), IGNORE), 1, window=window)

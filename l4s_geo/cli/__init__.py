@@ -25,6 +25,7 @@ VERBS = {
     "check": "Say what a scene is and what would go wrong in mapping it.",
     "polygonize": "Make polygons again from a probability raster, with other thresholds.",
     "evaluate": "Compare a result with reference data.",
+    "adapt": "Fit a model to new scenes without labels.",
     "train": "Train a model on labelled scenes.",
     "predict-patches": "Map Landslide4Sense patches to masks for the competition's leaderboard.",
     "data": "Get the Landslide4Sense data set, put it back into scenes, or make synthetic patches.",

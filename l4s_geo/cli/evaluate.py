@@ -30,6 +30,7 @@ def row_range(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     help="Only pixel rows ROW0 up to, not including, ROW1 of TRUTH.",
 )
 @click.option("--aoi", metavar="FILE", help="Only inside these polygons, or inside the frame of this raster.")
+@click.option("--exclude", metavar="FILE", help="Not inside these polygons, such as those that a model learnt from.")
 @report_options
 def command(
     pred: str,
@@ -37,6 +38,7 @@ def command(
     threshold: float,
     rows: tuple[int, int] | None,
     aoi: str | None,
+    exclude: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -48,5 +50,5 @@ def command(
     from l4s_geo.evaluate import evaluate
 
     with reporting(quiet, verbose):
-        found = evaluate(pred, truth, threshold=threshold, rows=rows, aoi=aoi)
+        found = evaluate(pred, truth, threshold=threshold, rows=rows, aoi=aoi, exclude=exclude)
     emit(found.to_dict(), found.text(), as_json)

@@ -48,9 +48,9 @@ from l4s_geo.cli.options import (
 @click.option("--crf/--no-crf", default=None, help="Refine outlines along the image's edges.")
 @click.option(
     "--normalize",
-    metavar="scene|model|FILE",
-    help="Band statistics: of this scene, of the model's training data, or from a file of `check --stats`; "
-    "as the model was trained if not given.",
+    metavar="scene|centre|model|FILE",
+    help="Band statistics: of this scene, its mean with the spread of the model's training data (centre), those of the "
+    "training data alone, or from a file of `check --stats`; as the model's card says if not given.",
 )
 @device_options
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")

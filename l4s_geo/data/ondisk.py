@@ -63,7 +63,15 @@ class OnDisk(Generic[T]):
         return found[slices[:-2]]
 
 
-def open_area(folder: Path, bands: Sequence[str], *, normalizer: Normalizer, name: str, domain: int = 0) -> Area:
+def open_area(
+    folder: Path,
+    bands: Sequence[str],
+    *,
+    normalizer: Normalizer,
+    name: str,
+    domain: int = 0,
+    rows: int | None = None,
+) -> Area:
     """A folder with ``image.tif`` and ``labels.tif`` as an area that reads what is asked for and holds no pixels.
 
     Both files stay open as long as the area is there. They are looked through once, by strips.
@@ -75,6 +83,7 @@ def open_area(folder: Path, bands: Sequence[str], *, normalizer: Normalizer, nam
         normalizer: Statistics of the region, of these bands at least.
         name: For the log.
         domain: As ``Area`` has it.
+        rows: Labels of the rows from this one on are read as unknown; None knows all.
 
     Raises:
         InputError: A file is missing, damaged, or not of this kind, or a band has no statistics.
@@ -92,10 +101,17 @@ def open_area(folder: Path, bands: Sequence[str], *, normalizer: Normalizer, nam
         raise InputError(f"{labels.name} is not one band on the grid of {image.name}. Write both for the same pixels.")
     indexes = [image.descriptions.index(b) + 1 for b in bands]
     shape = _grid(image).shape
+
+    def known(window: Window) -> NDArray[np.uint8]:
+        truth: NDArray[np.uint8] = labels.read(1, window=window)
+        if rows is not None:
+            truth[max(0, rows - window.row_off) :] = UNKNOWN
+        return truth
+
     area = Area(
         name,
         OnDisk(folder / IMAGE, (len(bands), *shape), lambda window: image.read(indexes, window=window)),
-        OnDisk(folder / LABELS, shape, lambda window: labels.read(1, window=window)),
+        OnDisk(folder / LABELS, shape, known),
         OnDisk(folder / IMAGE, shape, lambda window: image.read_masks(1, window=window) != 0),
         normalizer.select(bands),
         domain,

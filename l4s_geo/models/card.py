@@ -57,11 +57,12 @@ class Card:
         thresholds: Probability at or above which a pixel is landslide: ``balanced`` (best F1), ``recall`` (best F2)
             and ``precision`` (best F0.5), tuned on ``threshold_split``.
         threshold_split: What the thresholds were tuned on.
-        normalization: Where the statistics come from: each ``scene``, the ``model``'s training data, or a name in
-            ``l4s_geo.normalize.NAMED``.
+        normalization: Where the statistics come from: each ``scene``, its ``centre`` and the spread of the model's
+            training data, the ``model``'s training data, or a name in ``l4s_geo.normalize.NAMED``.
         crf: Parameters of the dense CRF and whether it is on by default.
         training: Data, holdouts, settings.
         metrics: Measured figures; each names its split.
+        adapted: Whether self-training fitted it to scenes without labels.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Card:
     crf: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    adapted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -117,7 +119,7 @@ class Card:
             yield "it needs the names of bands"
         if self.compression not in ("none", "asinh"):
             yield f"unknown compression {self.compression!r}"
-        if self.normalization not in ("scene", "model", *NAMED):
+        if self.normalization not in ("scene", "centre", "model", *NAMED):
             yield f"unknown normalization {self.normalization!r}"
         for name, value in (("resolution_m", self.resolution_m), *(("scale", n.scale) for n in self.networks)):
             if not (math.isfinite(value) and value > 0):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from l4s_geo.data.crops import Area
 from l4s_geo.errors import ModelError
 from l4s_geo.inference import Ensemble, choose_device, choose_dtype
 from l4s_geo.models import registry
@@ -23,7 +24,7 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
 
     Args:
         names: Models, by name or directory.
-        data: Its ``validate`` blocks tune the thresholds and the CRF of the ensemble.
+        data: Its ``validate`` blocks tune the thresholds and the CRF of the ensemble; they stay untuned without.
         out: Model directory to write.
         name: Of the ensemble.
 
@@ -38,21 +39,10 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
     networks = [registry.load_network(m, n) for m, n in pairs]
-    split = load_split(
-        replace(
-            data,
-            synthetic=0,
-            synthetic_landslides=0,
-            bands=card.bands,
-            compression=card.compression,
-            normalization=card.normalization,
-            resolution=card.resolution_m,
-        ),
-        0,
-    )
-    thresholds, metrics = tune(networks, split.validation, device, dtype, PATCH)
+    validation = _validation(data, card) if data.validate else []
+    thresholds, metrics = tune(networks, validation, device, dtype, PATCH)
     ensemble = Ensemble(networks, device, dtype)
-    crf = tune_crf(ensemble, split.validation, thresholds["balanced"], PATCH, PATCH // 2)
+    crf = tune_crf(ensemble, validation, thresholds["balanced"], PATCH, PATCH // 2)
     out.mkdir(parents=True, exist_ok=True)
     for model, network in pairs:
         shutil.copyfile(model.folder / network.weights, out / network.weights)
@@ -68,3 +58,17 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
     )
     joined.save(out)
     return joined
+
+
+def _validation(data: DataOptions, card: Card) -> list[Area]:
+    """The blocks to tune on, as the networks want to see them."""
+    wanted = replace(
+        data,
+        synthetic=0,
+        synthetic_landslides=0,
+        bands=card.bands,
+        compression=card.compression,
+        normalization=card.normalization,
+        resolution=card.resolution_m,
+    )
+    return load_split(wanted, 0).validation

@@ -19,16 +19,12 @@ from l4s_geo.data.crops import Area
 from l4s_geo.data.ondisk import IMAGE, open_area
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.models.card import CARD, Card
-from l4s_geo.normalize import fit
 from l4s_geo.progress import Progress
-from l4s_geo.raster import row_windows
-from l4s_geo.scene import open_scene
-from l4s_geo.settings import fixed_normalizer
 from l4s_geo.train import parallel
 from l4s_geo.train.recipe import Round
 from l4s_geo.train.run import TrainOptions
 from l4s_geo.train.targets import Target, copy_target, find_targets
-from l4s_geo.train.teacher import Selected, label
+from l4s_geo.train.teacher import Selected, label, normalizer_of
 from l4s_geo.train.trainer import train
 
 #: Of the regions with pseudo-labels, for batch norms per domain.
@@ -132,9 +128,7 @@ def _once(part: TrainOptions, targets: Sequence[Area], progress: Progress) -> Ca
 def _area(part: TrainOptions, name: str, card: Card) -> Area:
     """A target with its pseudo-labels, standardized as its teacher saw it; its pixels stay on disk."""
     folder = part.out / PSEUDO / name
-    with open_scene(folder / IMAGE, resolution=None, units="dn") as scene:
-        blocks = (scene.read(w, card.bands) for w in row_windows(scene.grid))
-        normalizer = fixed_normalizer(None, card) or fit(blocks, card.bands, card.compression, name)
+    normalizer = normalizer_of(folder / IMAGE, card)
     return open_area(folder, part.data.bands, normalizer=normalizer, name=name, domain=TARGET_DOMAIN)
 
 

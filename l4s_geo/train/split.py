@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,13 @@ def parse_block(text: str) -> Block:
     )
 
 
-def load_split(options: DataOptions, seed: int) -> Split:
+def load_split(options: DataOptions, seed: int, targets: Sequence[Area] = ()) -> Split:
     """Read the scenes and take them apart.
+
+    Args:
+        options: What to read.
+        seed: Of the synthetic scenes.
+        targets: Further areas to learn from, which no holdout touches; alone, if there are no scenes.
 
     Raises:
         InputError: A block names no scene or no rows, or nothing is left to learn from.
@@ -133,7 +139,7 @@ def load_split(options: DataOptions, seed: int) -> Split:
         validation += [area.rows(*rows) for block in validated if (rows := block.of(area))]
         if (0, area.truth.shape[0]) not in out:
             train.append(area.without_rows(out, options.compression) if out else area)
-    if not any((area.truth[:] == 1).any() for area in train):
+    if (areas or not targets) and not any((area.truth[:] == 1).any() for area in train):
         raise InputError("No labelled landslide is left to learn from. Give more data, or hold out less.")
     negatives = [_load(options, p, labels=False) for p in options.negatives]
     for count, landslides in ((options.synthetic, False), (options.synthetic_landslides, True)):
@@ -142,9 +148,10 @@ def load_split(options: DataOptions, seed: int) -> Split:
         )
     watched = {"validation": validation} if validation else {}
     watched |= {f"unseen {Path(p).name}": _load_labelled(options, p) for p in options.unseen}
-    statistics = _mean([a.normalizer for a in train])
-    found = Split(train, negatives, validation, watched, statistics)
-    return found if options.normalization == "scene" else _standardized(found, options)
+    found = Split(train, negatives, validation, watched, _mean([a.normalizer for a in train or targets]))
+    if options.normalization != "scene":
+        found = _standardized(found, options)
+    return replace(found, train=[*found.train, *targets])
 
 
 def _standardized(split: Split, options: DataOptions) -> Split:

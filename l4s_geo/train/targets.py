@@ -53,21 +53,26 @@ class Target:
         units: Of its pixels, as ``open_scene`` takes them.
         name: Unique among the targets of a run.
         apart: It is made of separate patches.
+        bands: Names of its bands in file order, where they were given.
     """
 
     path: str
     units: str
     name: str
     apart: bool = False
+    bands: tuple[str, ...] | None = None
 
 
-def find_targets(paths: Sequence[str], bands: Sequence[str], resolution: float) -> list[Target]:
-    """What ``--unlabelled`` names, opened once to see that it can be used.
+def find_targets(
+    paths: Sequence[str], bands: Sequence[str], resolution: float, names: tuple[str, ...] | None = None
+) -> list[Target]:
+    """Unlabelled scenes as a user names them, opened once to see that they can be used.
 
     Args:
         paths: Scenes (file, folder or glob; ``PATH@UNITS`` states their units), or folders of Landslide4Sense patches.
         bands: That the networks need.
         resolution: In metres per pixel.
+        names: Of the bands in file order, where the files do not say.
 
     Raises:
         InputError: One cannot be used.
@@ -78,7 +83,7 @@ def find_targets(paths: Sequence[str], bands: Sequence[str], resolution: float) 
         if _patches(path, bands) is not None:
             name, apart = Path(path).resolve().name, True
         else:
-            with open_scene(path, resolution=resolution, units=units) as scene:
+            with open_scene(path, bands=names, resolution=resolution, units=units) as scene:
                 missing = [b for b in bands if b not in scene.bands]
                 if missing:
                     raise InputError(
@@ -88,7 +93,7 @@ def find_targets(paths: Sequence[str], bands: Sequence[str], resolution: float) 
                 name, apart = scene.name, False
                 if name in NAMELESS:
                     name = Path(scene.paths[0]).resolve().parent.name
-        found.append(Target(path, units, _unlike(name, {t.name for t in found}), apart))
+        found.append(Target(path, units, _unlike(name, {t.name for t in found}), apart, names))
     return found
 
 
@@ -175,7 +180,9 @@ def _copy_scene(
     target: Target, path: Path, bands: Sequence[str], resolution: float, aoi: Path | None, masks: Sequence[Path]
 ) -> None:
     with ExitStack() as stack:
-        scene = stack.enter_context(open_scene(target.path, resolution=resolution, units=target.units))
+        scene = stack.enter_context(
+            open_scene(target.path, bands=target.bands, resolution=resolution, units=target.units)
+        )
         inside = None if aoi is None else _area_of_interest(aoi, target, scene.grid)
         masked = [_mask(mask, scene.grid, stack) for mask in masks]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +18,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from l4s_geo.data.crops import seed_of
+from l4s_geo.data.ondisk import LABELS
 from l4s_geo.data.patches import UNKNOWN
 from l4s_geo.inference import Ensemble, choose_device, choose_dtype, predict
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.models.registry import Model
-from l4s_geo.normalize import fit
+from l4s_geo.normalize import Normalizer, fit
 from l4s_geo.progress import Progress
 from l4s_geo.raster import WorkRaster, row_windows
 from l4s_geo.scene import open_scene
-from l4s_geo.settings import fixed_normalizer
+from l4s_geo.settings import normalizer_for
 from l4s_geo.tiling import PATCH, Tiling
 from l4s_geo.train.pseudo import Certain, Doubts, Floats, Selection
 from l4s_geo.train.recipe import Round
@@ -40,6 +43,9 @@ SELECTED = "selected.json"
 
 #: Pixels of a target by class.
 Selected = dict[str, dict[str, int]]
+
+#: True labels (h, w) uint8 of a window of a target: 0, 1, 255 not labelled.
+Given = Callable[[Window], NDArray[np.uint8]]
 
 
 class MeanEnsemble(Ensemble):
@@ -92,6 +98,21 @@ class DropoutEnsemble(Ensemble):
         return found
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """Networks, and how they are to see a target.
+
+    Attributes:
+        card: Of their model.
+        ensemble: The networks; answers with ``LAYERS``.
+        batch_size: Patches a forward pass.
+    """
+
+    card: Card
+    ensemble: Ensemble
+    batch_size: int
+
+
 def label(
     targets: Sequence[Target],
     images: Sequence[Path],
@@ -103,13 +124,10 @@ def label(
 ) -> Selected:
     """Write ``OUT/NAME/image.tif`` and ``labels.tif`` of every target, a labelled scene like any other.
 
-    Two passes over all targets, window by window: the networks' answer goes into a working raster and is counted, then
-    the pixels are chosen. Labels that are complete are kept.
-
     Args:
         targets: What to label.
         images: Their copies.
-        out: Folder to write.
+        out: Folder to write. Labels that are complete are kept.
         model: Directory of the model that knows.
         how: Its networks that teach, and the selection.
         options: Of the training that is to learn from them: device, number format, batch size, seed.
@@ -121,79 +139,154 @@ def label(
     Raises:
         OutputError: There is no space.
     """
-    done = out / SELECTED
-    if done.is_file():
-        kept: Selected = json.loads(done.read_text())
-        return kept
-    teacher = registry.find(str(model))
-    threshold = teacher.card.thresholds["balanced"]
+    if (out / SELECTED).is_file():
+        return read_selected(out)
+    teacher = teacher_of(registry.find(str(model)), options, how)
     torch.manual_seed(seed_of(options.seed, "dropout"))
-    ensemble = _ensemble(teacher, how, options)
-    doubts = Doubts()
-    for target, image in zip(targets, images, strict=True):
-        folder = out / target.name
-        link(image, folder)
-        grid = grid_of(image)
-        tiling = Tiling(*grid.shape, PATCH, PATCH if target.apart else PATCH // 2)
-        progress.start(f"labelling {target.name}", grid.height)
-        with WorkRaster(folder / ANSWER, grid, LAYERS) as raster:
-            for window, prob, uncertainty in _answer(image, teacher.card, ensemble, tiling, options.recipe.batch_size):
-                how.select.count(doubts, prob, uncertainty, threshold)
-                raster.write(window, np.stack([prob, uncertainty]))
-                progress.advance(len(prob))
-        progress.finish()
-    found = {t.name: _choose(out / t.name, how.select, threshold, doubts) for t in targets}
-    with writing(done):
-        done.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    answers = [out / t.name / ANSWER for t in targets]
+    for target, image, path in zip(targets, images, answers, strict=True):
+        answer(target, image, path, teacher, progress)
+    selected = select(targets, images, answers, out, how.select, teacher.card.thresholds["balanced"])
+    for path in answers:
+        path.unlink()
+    return selected
 
 
-def _ensemble(teacher: Model, how: Round, options: TrainOptions) -> Ensemble:
-    chosen = [n for n in teacher.card.networks if not how.teachers or n.name in how.teachers]
-    networks = [registry.load_network(teacher, n) for n in chosen]
+def read_selected(out: Path) -> Selected:
+    """What ``select`` returned when it wrote this folder."""
+    kept: Selected = json.loads((out / SELECTED).read_text())
+    return kept
+
+
+def teacher_of(model: Model, options: TrainOptions, how: Round | None = None) -> Teacher:
+    """The networks of a model that teach in a round; without one all of them, which answer once."""
+    wanted = how.teachers if how else ()
+    chosen = [n for n in model.card.networks if not wanted or n.name in wanted]
+    networks = [registry.load_network(model, n) for n in chosen]
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
-    if isinstance(how.select, Certain):
-        return DropoutEnsemble(networks, device, dtype, how.select.passes, how.select.dropout)
-    return MeanEnsemble(networks, device, dtype)
+    ensemble: Ensemble = MeanEnsemble(networks, device, dtype)
+    if how and isinstance(how.select, Certain):
+        ensemble = DropoutEnsemble(networks, device, dtype, how.select.passes, how.select.dropout)
+    return Teacher(model.card, ensemble, options.recipe.batch_size)
 
 
-def _answer(
-    image: Path, card: Card, ensemble: Ensemble, tiling: Tiling, batch_size: int
-) -> Iterator[tuple[Window, Floats, Floats]]:
-    """Probability and uncertainty of a target from top to bottom, NaN where it was not seen.
+def answer(target: Target, image: Path, path: Path, teacher: Teacher, progress: Progress) -> None:
+    """Write what the networks say about a target, ``LAYERS`` in float32, NaN where it was not seen.
 
-    It is standardized with its own statistics (separated normalization), unless the model is of fixed ones.
+    Args:
+        target: Named in the progress.
+        image: Its copy.
+        path: Raster to write; what is there is replaced when the new one is complete.
+        teacher: The networks.
+        progress: Advances by rows.
+
+    Raises:
+        OutputError: There is no space.
     """
+    grid = grid_of(image)
+    tiling = Tiling(*grid.shape, PATCH, PATCH if target.apart else PATCH // 2)
+    part = path.with_name(f"part-{path.name}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    progress.start(f"looking at {target.name}", grid.height)
+    with WorkRaster(part, grid, LAYERS) as raster:
+        for window, values in _values(image, teacher, tiling):
+            raster.write(window, values)
+            progress.advance(values.shape[1])
+    with writing(path):
+        part.replace(path)
+    progress.finish()
+
+
+def _values(image: Path, teacher: Teacher, tiling: Tiling) -> Iterator[tuple[Window, Floats]]:
+    """``LAYERS`` of a target from top to bottom."""
+    normalizer = normalizer_of(image, teacher.card)
+    valid_rows: deque[NDArray[np.bool_]] = deque()  # read, but not yet handed out
     with open_scene(image, resolution=None, units="dn") as scene:
-        blocks = (scene.read(w, card.bands) for w in row_windows(scene.grid))
-        normalizer = fixed_normalizer(None, card) or fit(blocks, card.bands, card.compression, scene.name)
-        valid_rows: deque[NDArray[np.bool_]] = deque()  # read, but not yet handed out
 
         def read(row: int, rows: int) -> tuple[Floats, NDArray[np.bool_]]:
-            pixels, valid = scene.read(Window(0, row, tiling.width, rows), card.bands)
+            pixels, valid = scene.read(Window(0, row, tiling.width, rows), teacher.card.bands)
             valid_rows.extend(valid)
             return normalizer(pixels, valid), valid
 
-        for row, values in predict(read, tiling, ensemble, batch_size=batch_size):
+        for row, values in predict(read, tiling, teacher.ensemble, batch_size=teacher.batch_size):
             seen = np.stack([valid_rows.popleft() for _ in range(values.shape[1])])
-            prob, uncertainty = np.where(seen, values, np.float32(np.nan))
-            yield Window(0, row, tiling.width, len(seen)), prob, uncertainty
+            yield Window(0, row, tiling.width, len(seen)), np.where(seen, values, np.float32(np.nan))
 
 
-def _choose(folder: Path, how: Selection, threshold: float, doubts: Doubts) -> dict[str, int]:
+def normalizer_of(image: Path, card: Card) -> Normalizer:
+    """How a model is to see a target: with statistics as its card says, those of the target from all of its pixels."""
+
+    def own() -> Normalizer:
+        with open_scene(image, resolution=None, units="dn") as scene:
+            blocks = (scene.read(w, card.bands) for w in row_windows(scene.grid))
+            return fit(blocks, card.bands, card.compression, image.parent.name)
+
+    return normalizer_for(None, card, own)
+
+
+def select(
+    targets: Sequence[Target],
+    images: Sequence[Path],
+    answers: Sequence[Path],
+    out: Path,
+    how: Selection,
+    threshold: float,
+    given: Sequence[Given] = (),
+) -> Selected:
+    """Make labelled scenes of targets, from what networks said about them.
+
+    Two passes over all targets, window by window: the answers are counted, then the pixels are chosen.
+
+    Args:
+        targets: What to label.
+        images: Their copies.
+        answers: As ``answer`` wrote them.
+        out: Folder to write: ``OUT/NAME/image.tif`` and ``labels.tif``, and ``selected.json`` at last.
+        how: Which pixels get a label.
+        threshold: Probability from which on a pixel is landslide.
+        given: By target, true labels of a window (255: not labelled), which win; none if there are none.
+
+    Returns:
+        Pixels by target and class.
+
+    Raises:
+        OutputError: There is no space.
+    """
+    doubts = Doubts()
+    for path in answers:
+        with rasterio.open(path) as raster:
+            for window in row_windows(grid_of(path)):
+                prob, uncertainty = raster.read(window=window)
+                how.count(doubts, prob, uncertainty, threshold)
+    found: Selected = {}
+    for target, image, path, true in zip_longest(targets, images, answers, given):
+        link(image, out / target.name)
+        found[target.name] = _choose(path, out / target.name, how, threshold, doubts, true)
+    with writing(out):
+        (out / SELECTED).write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def _choose(
+    answer: Path, folder: Path, how: Selection, threshold: float, doubts: Doubts, given: Given | None
+) -> dict[str, int]:
     """Second pass: labels of a target, and how many there are."""
     counts = np.zeros(UNKNOWN + 1, np.int64)
-    with writing(folder), rasterio.open(folder / ANSWER) as answer:
-        grid = grid_of(folder / ANSWER)
+    with writing(folder), rasterio.open(answer) as answers:
+        grid = grid_of(answer)
         kind = {"count": 1, "dtype": "uint8", "nodata": UNKNOWN}
-        with rasterio.open(folder / "labels.tif", "w", **profile(grid), **kind) as labels:
+        with rasterio.open(folder / LABELS, "w", **profile(grid), **kind) as labels:
             labels.descriptions = ("landslide",)
             labels.update_tags(SOURCE=f"pseudo-labels: {how}")
             for window in row_windows(grid):
-                prob, uncertainty = answer.read(window=window)
+                prob, uncertainty = answers.read(window=window)
                 found = how.labels(doubts, prob, uncertainty, threshold)
+                seen = ~np.isnan(prob)
+                if given is not None:
+                    true = given(window)
+                    found = np.where(seen & (true != UNKNOWN), true, found)
                 labels.write(found, 1, window=window)
-                counts += np.bincount(found[~np.isnan(prob)], minlength=len(counts))
-        (folder / ANSWER).unlink()
+                counts += np.bincount(found[seen], minlength=len(counts))
     return {"background": int(counts[0]), "landslide": int(counts[1]), "not used": int(counts[UNKNOWN])}

@@ -36,7 +36,9 @@ from l4s_geo.train.validate import score, tune
 ROOM = 1.75
 
 
-def train(options: TrainOptions, progress: Progress, targets: Sequence[Area] = ()) -> Card:
+def train(
+    options: TrainOptions, progress: Progress, targets: Sequence[Area] = (), withheld: Sequence[Area] = ()
+) -> Card:
     """Train the networks of the recipe, one after another, and write the model directory.
 
     The directory holds ``card.json``, the averaged weights, ``log.csv``, ``curve.png`` and, until the run is
@@ -51,21 +53,22 @@ def train(options: TrainOptions, progress: Progress, targets: Sequence[Area] = (
         options: Of the run.
         progress: One stage per network.
         targets: Further labelled areas to learn from, which no holdout touches.
+        withheld: Areas to watch where there is no other validation; patience goes by them, thresholds do not.
 
     Raises:
         InputError: Data or options that cannot be used, or not enough memory.
         ModelError: The model to start from does not fit, or the loss is no number any more.
     """
     with parallel.processes(options.device):
-        return _train_all(options, progress, targets)
+        return _train_all(options, progress, targets, withheld)
 
 
-def _train_all(options: TrainOptions, progress: Progress, targets: Sequence[Area]) -> Card:
+def _train_all(options: TrainOptions, progress: Progress, targets: Sequence[Area], withheld: Sequence[Area]) -> Card:
     networks = options.recipe.networks
     if options.threads:
         torch.set_num_threads(options.threads)
     if len(networks) == 1:
-        return _train_one(options, progress, targets)
+        return _train_one(options, progress, targets, withheld)
     for i, arch in enumerate(networks):
         member = replace(
             options,
@@ -76,14 +79,15 @@ def _train_all(options: TrainOptions, progress: Progress, targets: Sequence[Area
             seed=options.seed + i,
         )
         if not (options.resume and (member.out / CARD).is_file()):
-            _train_one(member, progress, targets)
+            _train_one(member, progress, targets, withheld)
     names = [str(options.out / arch) for arch in networks]
     return parallel.by_first(lambda: join(names, options.data, options.out, options.name))
 
 
-def _train_one(options: TrainOptions, progress: Progress, targets: Sequence[Area]) -> Card:
-    split = load_split(options.data, options.seed)
-    split = replace(split, train=[*split.train, *targets])
+def _train_one(options: TrainOptions, progress: Progress, targets: Sequence[Area], withheld: Sequence[Area]) -> Card:
+    split = load_split(options.data, options.seed, targets)
+    if withheld:
+        split = replace(split, watched={"validation": [*withheld], **split.watched})
     run = _start(options, split)
     if parallel.is_first():
         _keep_record(options, run, split, progress)

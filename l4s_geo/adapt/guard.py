@@ -1,0 +1,235 @@
+"""Signs that need no labels: does a model still see the same landslides, or has self-training collapsed?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+
+from l4s_geo.raster import row_windows, sample_windows
+from l4s_geo.scene import open_scene
+from l4s_geo.tiling import PATCH
+from l4s_geo.train.targets import grid_of
+from l4s_geo.train.teacher import Teacher, normalizer_of
+
+Floats = NDArray[np.float32]
+
+#: Steps of the histogram of probabilities.
+BINS = 1000
+
+#: Patches of each target that are looked at again with other light.
+PATCHES = 48
+
+#: The other light: contrast, and shift in scales of the region.
+VIEWS = ((0.8, 0.0), (1.25, 0.0), (1.0, -0.15), (1.0, 0.15))
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What a model's answers about all targets look like, together.
+
+    Attributes:
+        share: Of the seen pixels, those mapped as landslide.
+        pixels: Their number.
+        entropy: Mean of the pixels' binary entropy, bits.
+        confidence: Mean probability of the mapped pixels; 0 where there are none.
+        expected_f1: Best F1 over all thresholds if the probabilities were true; 0 without landslides.
+        agreement: Dice coefficient of the mapped pixels with those of the starting model; 1 if both map nothing.
+        consistency: Soft Dice coefficient of the probabilities with those under other light.
+    """
+
+    share: float
+    pixels: int
+    entropy: float
+    confidence: float
+    expected_f1: float
+    agreement: float
+    consistency: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a round may do; all against the starting model.
+
+    Attributes:
+        growth: The mapped share may grow by this factor.
+        shrink: And shrink by this one.
+        agreement: Least agreement.
+        consistency: The consistency may fall by this much.
+        pixels: Fewest pixels that the starting model must map for there to be something to learn from.
+        expected_f1: Least expected F1 of a starting model that can teach.
+        steady: Least consistency of a starting model that can teach.
+    """
+
+    growth: float = 2.5
+    shrink: float = 2.5
+    agreement: float = 0.5
+    consistency: float = 0.05
+    pixels: int = 200
+    expected_f1: float = 0.6
+    steady: float = 0.8
+
+
+def histogram(answers: Sequence[Path]) -> NDArray[np.int64]:
+    """Seen pixels of all targets by probability, in ``BINS`` bins of equal width."""
+    counts = np.zeros(BINS, np.int64)
+    for p, _ in _pairs(answers, answers):
+        counts += np.bincount((p[~np.isnan(p)] * BINS).astype(np.int64).clip(0, BINS - 1), minlength=BINS)
+    return counts
+
+
+def expected_f(counts: NDArray[np.int64], beta: float = 1.0) -> tuple[float, float]:
+    """The best F-measure that a threshold reaches if each pixel is landslide with its probability, and the threshold.
+
+    After Lipton et al. 2014 (ECML PKDD, doi:10.1007/978-3-662-44851-9_15). Networks that learnt from their own answers
+    are surer than they should be, so this is a sign, not a figure.
+
+    Args:
+        counts: Pixels by probability, in bins of equal width from 0 to 1.
+        beta: Weight of recall against precision.
+
+    Returns:
+        0 and 0.5 where nothing is probable.
+    """
+    bins = len(counts)
+    centre = (np.arange(bins) + 0.5) / bins
+    # Almost all pixels lie in the lowest bin, where half a bin each would be far too many landslides.
+    centre[0] = 0.0
+    true = counts * centre
+    if not true.any():
+        return 0.0, 0.5
+    hit, mapped = np.cumsum(true[::-1])[::-1], np.cumsum(counts[::-1])[::-1]
+    found = (1 + beta**2) * hit / np.maximum(beta**2 * true.sum() + mapped, 1e-9)
+    best = int(found.argmax())
+    return float(found[best]), best / bins
+
+
+def signs_of(
+    teacher: Teacher,
+    images: Sequence[Path],
+    answers: Sequence[Path],
+    start: Sequence[Path],
+    thresholds: tuple[float, float],
+) -> Signs:
+    """Measure the signs of a model, window by window.
+
+    Args:
+        teacher: The model.
+        images: Of the targets.
+        answers: What it says about them, as ``l4s_geo.train.teacher.answer`` writes it.
+        start: What the starting model says.
+        thresholds: Of the model and of the starting model.
+    """
+    pixels, entropy, confidence = 0, 0.0, 0.0
+    mapped = np.zeros(3, np.int64)  # by the model, by the starting model, by both
+    for now, before in _pairs(answers, start):
+        seen = ~np.isnan(now) & ~np.isnan(before)
+        p = now[seen]
+        a, b = p >= thresholds[0], before[seen] >= thresholds[1]
+        pixels += p.size
+        entropy += float(_entropy(p).sum())
+        mapped += [np.count_nonzero(x) for x in (a, b, a & b)]
+        confidence += float(p[a].sum(dtype=np.float64))
+    either = int(mapped[0] + mapped[1])
+    return Signs(
+        share=float(mapped[0] / max(1, pixels)),
+        pixels=int(mapped[0]),
+        entropy=entropy / max(1, pixels),
+        confidence=float(confidence / mapped[0]) if mapped[0] else 0.0,
+        expected_f1=expected_f(histogram(answers))[0],
+        agreement=float(2 * mapped[2] / either) if either else 1.0,
+        consistency=under_other_light(teacher, images, thresholds[0])[1],
+    )
+
+
+def _pairs(answers: Sequence[Path], start: Sequence[Path]) -> Iterator[tuple[Floats, Floats]]:
+    """Probabilities of the same pixels by both models."""
+    for now, before in zip(answers, start, strict=True):
+        with rasterio.open(now) as a, rasterio.open(before) as b:
+            for window in row_windows(grid_of(now)):
+                yield a.read(1, window=window), b.read(1, window=window)
+
+
+def _entropy(p: Floats) -> NDArray[np.float64]:
+    """Of each pixel, in bits."""
+    q = np.clip(p.astype(np.float64), 1e-9, 1 - 1e-9)
+    found: NDArray[np.float64] = -(q * np.log2(q) + (1 - q) * np.log2(1 - q))
+    return found
+
+
+def under_other_light(teacher: Teacher, images: Sequence[Path], threshold: float) -> tuple[float, float]:
+    """Look at some patches of the targets as they are, and with contrast and brightness changed.
+
+    Landslides that a model has made up hang on details that do not survive such a change, and so do those that it sees
+    through statistics which do not fit.
+
+    Args:
+        teacher: The model.
+        images: Of the targets.
+        threshold: Probability from which on a pixel is landslide.
+
+    Returns:
+        Share of the pixels that is landslide, and the soft Dice coefficient of the probabilities with those under other
+        light (1 without any landslide).
+    """
+    pixels = mapped = 0
+    same = both = 0.0
+    for image in images:
+        normalizer, patches = normalizer_of(image, teacher.card), _patches(image, teacher)
+        valid = np.array([v for _, v in patches])
+        centre, scale = (np.asarray(x, np.float32)[:, None, None] for x in (normalizer.center, normalizer.scale))
+        plain, *others = (
+            _probability(teacher, [normalizer(centre + gain * (x - centre) + shift * scale, v) for x, v in patches])[
+                valid
+            ]
+            for gain, shift in ((1.0, 0.0), *VIEWS)
+        )
+        pixels += plain.size
+        mapped += int(np.count_nonzero(plain >= threshold))
+        for other in others:
+            same += 2 * float(np.minimum(plain, other).sum())
+            both += float(plain.sum() + other.sum())
+    return mapped / max(1, pixels), same / both if both else 1.0
+
+
+def _patches(image: Path, teacher: Teacher) -> list[tuple[Floats, NDArray[np.bool_]]]:
+    """Patches (C, h, w) spread over a target, in digital numbers, with their valid pixels."""
+    with open_scene(image, resolution=None, units="dn") as scene:
+        windows = sample_windows(scene.grid, PATCH, 1 << 62)
+        full = [w for w in windows if (w.height, w.width) == (PATCH, PATCH)]
+        found = (scene.read(w, teacher.card.bands) for w in full[:: max(1, len(full) // PATCHES)])
+        return [(x, v) for x, v in found if v.any()]
+
+
+def _probability(teacher: Teacher, patches: Sequence[Floats]) -> Floats:
+    """Of patches (C, h, w): (N, h, w)."""
+    size = teacher.batch_size
+    batches = [np.stack(patches[i : i + size]) for i in range(0, len(patches), size)]
+    found: Floats = np.concatenate([teacher.ensemble(b)[:, 0] for b in batches])
+    return found
+
+
+def faults(start: Signs, now: Signs, limits: Limits) -> Iterator[str]:
+    """Why a round is not to be trusted, in words; nothing if it is safe."""
+    if now.share > limits.growth * start.share:
+        yield f"the mapped share grew from {start.share:.2%} to {now.share:.2%}"
+    if now.share * limits.shrink < start.share:
+        yield f"the mapped share shrank from {start.share:.2%} to {now.share:.2%}"
+    if now.agreement < limits.agreement:
+        yield f"only {now.agreement:.0%} of the landslides agree with those of the starting model"
+    if now.consistency < start.consistency - limits.consistency:
+        yield f"under other light {now.consistency:.0%} of the landslides stay instead of {start.consistency:.0%}"
+
+
+def nothing_to_learn(start: Signs, limits: Limits) -> Iterator[str]:
+    """Why a starting model cannot teach itself here, in words; nothing if it can."""
+    if start.pixels < limits.pixels:
+        yield f"it maps {start.pixels} pixels of landslide, fewer than the {limits.pixels} that there must be"
+    if start.expected_f1 < limits.expected_f1:
+        yield f"it is not sure of what it maps (expected F1 {start.expected_f1:.2f})"
+    if start.consistency < limits.steady:
+        yield f"under other light only {start.consistency:.0%} of what it maps stays"

@@ -1,0 +1,187 @@
+"""Fit a model to new scenes without labels: rounds of self-training, each under a guard that needs no labels either.
+
+OUT/adapt.json              what was asked for
+OUT/targets/NAME            the scenes, as the networks see them; gone when the run is complete
+OUT/round-0                 the starting model, with the statistics that suit the scenes
+OUT/round-1/pseudo/NAME     what a model says about a scene: labels that the next one learns from
+OUT/round-1                 the model that has learnt from them; and so on
+OUT                         the model of the best round, and report.html
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from l4s_geo.adapt.guard import Limits, nothing_to_learn
+from l4s_geo.adapt.labels import check_on_targets, read_labels
+from l4s_geo.adapt.method import load
+from l4s_geo.adapt.options import AdaptOptions, claimed
+from l4s_geo.adapt.report import Report, RoundEntry, TargetFiles, write_report
+from l4s_geo.adapt.rounds import Run, entry_of, first, learn
+from l4s_geo.errors import InputError
+from l4s_geo.models import registry
+from l4s_geo.models.card import Card
+from l4s_geo.progress import Progress
+from l4s_geo.results import limited_cache
+from l4s_geo.train.targets import IMAGE, copy_target, find_targets, grid_of, writing
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What came of it.
+
+    Attributes:
+        card: Of the model that was written.
+        kept: The round that it is of; 0 is the starting model.
+        verdict: Why, in plain words.
+        rounds: All rounds.
+        report: The page that says it all.
+    """
+
+    card: Card
+    kept: int
+    verdict: str
+    rounds: tuple[RoundEntry, ...]
+    report: Path
+
+    def summary(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "adapted": self.card.adapted,
+            "kept": self.kept,
+            "verdict": self.verdict,
+            "normalization": self.card.normalization,
+            "threshold": self.card.thresholds["balanced"],
+            "rounds": [asdict(r) for r in self.rounds],
+            "report": str(self.report),
+        }
+
+
+def adapt(options: AdaptOptions, progress: Progress) -> Adapted:
+    """Fit a model to scenes and write it as a model directory, with a report.
+
+    Raises:
+        InputError: A scene, labels or an option cannot be used.
+        ModelError: The model cannot be used.
+        OutputError: The directory is in use, or there is no space.
+    """
+    model = registry.find(options.model)
+    networks = options.networks or tuple(n.name for n in model.card.networks)
+    method = load(options.method, networks, model.card.bands, options.rounds)
+    labels = read_labels(options.labels) if options.labels else None
+    bands, resolution = model.card.bands, model.card.resolution_m
+    targets = find_targets(options.scenes, bands, resolution, options.bands)
+    if options.truth and len(options.truth) != len(targets):
+        raise InputError(f"There are {len(targets)} scenes and {len(options.truth)} --truth. Give one for each scene.")
+    with limited_cache(), claimed(options):
+        copies = [options.out / "targets" / t.name for t in targets]
+        images = [
+            copy_target(t, folder, bands, resolution, aoi=options.aoi, masks=options.masks)
+            for t, folder in zip(targets, copies, strict=True)
+        ]
+        if labels:
+            check_on_targets(labels, [grid_of(image) for image in images])
+        run = Run(options, method, model.card, targets, images, labels, progress)
+        tried = first(run, model.folder)
+        rounds = [entry_of(run, 0, {})]
+        reasons = () if labels else tuple(nothing_to_learn(rounds[0].signs, Limits()))
+        for number, how in enumerate(() if reasons else method.recipe.rounds, 1):
+            rounds.append(learn(run, number, how, rounds[0].signs))
+            if rounds[-1].faults:
+                break
+        return _finish(run, tuple(rounds), reasons, tried)
+
+
+def _finish(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], tried: dict[str, float]) -> Adapted:
+    """Publish the last round that the guard found safe, and report."""
+    out = run.options.out
+    kept = max(r.number for r in rounds if not r.faults)
+    best, start = Card.load(run.folder(kept)), run.card
+    adapted = kept > 0 or best.normalization != start.normalization
+    verdict = _verdict(run, rounds, reasons, kept, best)
+    card = replace(
+        best,
+        name=out.name,
+        version="1",
+        adapted=adapted,
+        metrics={},
+        training={
+            "from": {
+                "name": start.name,
+                "version": start.version,
+                "sha256": {n.name: n.sha256 for n in start.networks},
+            },
+            "settings": run.options.describe() | {"scenes": [t.name for t in run.targets]},
+            "kept": kept,
+            "verdict": verdict,
+            "rounds": [asdict(r) for r in rounds],
+        },
+    )
+    with writing(out):
+        for network in card.networks:
+            shutil.copyfile(run.folder(kept) / network.weights, out / network.weights)
+        page = write_report(_report(run, rounds, tried, card, verdict), out)
+        card.save(out)
+        _tidy(run)
+    return Adapted(card, kept, verdict, rounds, page)
+
+
+def _verdict(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], kept: int, best: Card) -> str:
+    """What was done and why, in plain words."""
+    said = []
+    if best.normalization != run.card.normalization:
+        said.append(f"The scenes are standardized by '{best.normalization}' instead of '{run.card.normalization}'.")
+    if reasons:
+        said.append(f"The starting model cannot teach itself here: {'; '.join(reasons)}. Its weights are kept.")
+    elif kept == 0:
+        said.append(f"No round was safe: {'; '.join(rounds[1].faults)}. The weights of the starting model are kept.")
+    elif rounds[-1].faults:
+        said.append(f"Round {kept} is kept; the one after it was not safe: {'; '.join(rounds[-1].faults)}.")
+    else:
+        said.append(f"Round {kept} is kept; all rounds were safe.")
+    return " ".join(said)
+
+
+def _report(run: Run, rounds: tuple[RoundEntry, ...], tried: dict[str, float], card: Card, verdict: str) -> Report:
+    kept = card.training["kept"]
+    before, after = run.before(), run.answers(kept)
+    targets = tuple(
+        TargetFiles(
+            name=t.name,
+            image=image,
+            before=before[i],
+            after=after[i],
+            labels=tuple(run.pseudo(r.number) / t.name / "labels.tif" for r in rounds[1:]),
+            truth=Path(run.options.truth[i]) if run.options.truth else None,
+        )
+        for i, (t, image) in enumerate(zip(run.targets, run.images, strict=True))
+    )
+    settings: dict[str, Any] = card.training["settings"]
+    return Report(
+        model=run.card.name,
+        method=run.options.method,
+        adapted=card.adapted,
+        kept=kept,
+        verdict=verdict,
+        normalization=tried,
+        chosen_normalization=card.normalization,
+        threshold_before=run.card.thresholds["balanced"],
+        threshold_after=card.thresholds["balanced"],
+        rounds=rounds,
+        targets=targets,
+        settings=settings,
+        given=run.labels.polygons if run.labels else {},
+    )
+
+
+def _tidy(run: Run) -> None:
+    """Remove the copies of the scenes and the answers, which are larger than all else together."""
+    shutil.rmtree(run.options.out / "targets")
+    for image in run.options.out.glob(f"round-*/pseudo/*/{IMAGE}"):
+        image.unlink()
+    for folder in run.options.out.glob("round-*"):
+        for kind in ("answers", "before", "doubts"):
+            shutil.rmtree(folder / kind, ignore_errors=True)
