@@ -290,3 +290,27 @@ def test_the_frame_of_a_raster_limits_the_comparison(tmp_path):
     assert evaluate(*files).counts.recall == 0.5
     inside = evaluate(*files, aoi=tmp_path / "scene.tif").counts
     assert (inside.recall, inside.total) == (1.0, 400)
+
+
+@pytest.mark.parametrize("kind", ["raster", "polygons"])
+def test_what_a_model_has_learnt_from_is_left_out(
+    tmp_path: Path, truth: NDArray[Any], prob: NDArray[Any], kind: str
+) -> None:
+    pred, labels = write_raster(tmp_path / "p.tif", prob), write_raster(tmp_path / "t.tif", truth)
+    known, inside = cells(np.s_[100:120, 60:80], np.s_[200:210, 180:200]), truth.copy()
+    inside[100:120, 60:80] = inside[200:210, 180:200] = 255
+    if kind == "polygons":
+        labels = write_polygons(tmp_path / "t.gpkg", cells(np.s_[100:140, 50:90]))
+        inside[:, 190:] = 0
+        inside[200:210, 190:] = 255
+    given = write_polygons(tmp_path / "given.gpkg", known)
+    gpd.read_file(given).to_crs(4326).to_file(tmp_path / "given.geojson")
+    for path in (given, tmp_path / "given.geojson"):
+        assert evaluate(pred, labels, exclude=path).counts == confusion(prob >= 0.5, inside)
+    assert evaluate(pred, labels, exclude=given).counts != evaluate(pred, labels).counts
+    away = write_polygons(tmp_path / "away.gpkg", cells(np.s_[5000:5010, 0:10]))
+    assert evaluate(pred, labels, exclude=away).counts == evaluate(pred, labels).counts
+    with pytest.raises(InputError, match="no file"):
+        evaluate(pred, labels, exclude=tmp_path / "none.gpkg")
+    with pytest.raises(InputError, match="No labelled pixel"):
+        evaluate(pred, labels, exclude=write_polygons(tmp_path / "all.gpkg", cells(np.s_[0:300, 0:200])))

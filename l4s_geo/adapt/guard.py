@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.windows import Window
 
-from l4s_geo.raster import row_windows, sample_windows
+from l4s_geo.raster import row_windows
 from l4s_geo.scene import open_scene
-from l4s_geo.tiling import PATCH
+from l4s_geo.tiling import PATCH, Tiling, pad
 from l4s_geo.train.targets import grid_of
 from l4s_geo.train.teacher import Teacher, normalizer_of
 
@@ -180,12 +182,12 @@ def under_other_light(teacher: Teacher, images: Sequence[Path], threshold: float
     same = both = 0.0
     for image in images:
         normalizer, patches = normalizer_of(image, teacher.card), _patches(image, teacher)
-        valid = np.array([v for _, v in patches])
+        valid = np.array([np.pad(v, [(0, PATCH - side) for side in v.shape]) for _, v in patches])
         centre, scale = (np.asarray(x, np.float32)[:, None, None] for x in (normalizer.center, normalizer.scale))
         plain, *others = (
-            _probability(teacher, [normalizer(centre + gain * (x - centre) + shift * scale, v) for x, v in patches])[
-                valid
-            ]
+            _probability(
+                teacher, [pad(normalizer(centre + gain * (x - centre) + shift * scale, v), PATCH) for x, v in patches]
+            )[valid]
             for gain, shift in ((1.0, 0.0), *VIEWS)
         )
         pixels += plain.size
@@ -197,12 +199,15 @@ def under_other_light(teacher: Teacher, images: Sequence[Path], threshold: float
 
 
 def _patches(image: Path, teacher: Teacher) -> list[tuple[Floats, NDArray[np.bool_]]]:
-    """Patches (C, h, w) spread over a target, in digital numbers, with their valid pixels."""
+    """Patches (C, h, w) spread over what is valid of a target, in digital numbers, with their valid pixels."""
+    grid = grid_of(image)
+    tiling = Tiling(*grid.shape, PATCH, PATCH)
+    h, w = (min(PATCH, side) for side in grid.shape)
+    windows = [Window(column, row, w, h) for row, column in product(tiling.rows(), tiling.columns())]
+    with rasterio.open(image) as file:
+        windows = [window for window in windows if file.read_masks(1, window=window).any()]
     with open_scene(image, resolution=None, units="dn") as scene:
-        windows = sample_windows(scene.grid, PATCH, 1 << 62)
-        full = [w for w in windows if (w.height, w.width) == (PATCH, PATCH)]
-        found = (scene.read(w, teacher.card.bands) for w in full[:: max(1, len(full) // PATCHES)])
-        return [(x, v) for x, v in found if v.any()]
+        return [scene.read(window, teacher.card.bands) for window in windows[:: max(1, len(windows) // PATCHES)]]
 
 
 def _probability(teacher: Teacher, patches: Sequence[Floats]) -> Floats:

@@ -19,14 +19,15 @@ from l4s_geo.adapt.guard import Limits, nothing_to_learn
 from l4s_geo.adapt.labels import check_on_targets, read_labels
 from l4s_geo.adapt.method import load
 from l4s_geo.adapt.options import AdaptOptions, claimed
-from l4s_geo.adapt.report import Report, RoundEntry, TargetFiles, write_report
-from l4s_geo.adapt.rounds import Run, entry_of, first, learn
+from l4s_geo.adapt.report import PAGE, Report, RoundEntry, TargetFiles, write_report
+from l4s_geo.adapt.rounds import Run, entry_from, entry_of, figures, first, learn
 from l4s_geo.errors import InputError
 from l4s_geo.models import registry
-from l4s_geo.models.card import Card
+from l4s_geo.models.card import CARD, Card
 from l4s_geo.progress import Progress
 from l4s_geo.results import limited_cache
 from l4s_geo.train.targets import IMAGE, copy_target, find_targets, grid_of, writing
+from l4s_geo.vector import existing
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Adapted:
         verdict: Why, in plain words.
         rounds: All rounds.
         report: The page that says it all.
+        before: Figures of the starting model as it was given, where there is truth.
     """
 
     card: Card
@@ -46,6 +48,7 @@ class Adapted:
     verdict: str
     rounds: tuple[RoundEntry, ...]
     report: Path
+    before: dict[str, float] | None = None
 
     def summary(self) -> dict[str, Any]:
         """For programs."""
@@ -55,6 +58,7 @@ class Adapted:
             "verdict": self.verdict,
             "normalization": self.card.normalization,
             "threshold": self.card.thresholds["balanced"],
+            "before": self.before,
             "rounds": [asdict(r) for r in self.rounds],
             "report": str(self.report),
         }
@@ -69,6 +73,10 @@ def adapt(options: AdaptOptions, progress: Progress) -> Adapted:
         OutputError: The directory is in use, or there is no space.
     """
     model = registry.find(options.model)
+    for network in model.card.networks:
+        registry.load_network(model, network)  # what is wrong with its weights is found before any work
+    for path in (*options.truth, *(text.partition("@")[0] for text in options.source)):
+        existing(path)
     networks = options.networks or tuple(n.name for n in model.card.networks)
     method = load(options.method, networks, model.card.bands, options.rounds)
     labels = read_labels(options.labels) if options.labels else None
@@ -77,6 +85,8 @@ def adapt(options: AdaptOptions, progress: Progress) -> Adapted:
     if options.truth and len(options.truth) != len(targets):
         raise InputError(f"There are {len(targets)} scenes and {len(options.truth)} --truth. Give one for each scene.")
     with limited_cache(), claimed(options):
+        if (options.out / CARD).is_file():
+            return _finished(options)
         copies = [options.out / "targets" / t.name for t in targets]
         images = [
             copy_target(t, folder, bands, resolution, aoi=options.aoi, masks=options.masks)
@@ -102,6 +112,7 @@ def _finish(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], 
     best, start = Card.load(run.folder(kept)), run.card
     adapted = kept > 0 or best.normalization != start.normalization
     verdict = _verdict(run, rounds, reasons, kept, best)
+    before = figures(run, run.before(), start.thresholds["balanced"])
     card = replace(
         best,
         name=out.name,
@@ -114,10 +125,11 @@ def _finish(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], 
                 "version": start.version,
                 "sha256": {n.name: n.sha256 for n in start.networks},
             },
-            "settings": run.options.describe() | {"scenes": [t.name for t in run.targets]},
+            "settings": run.options.named() | {"scenes": [t.name for t in run.targets]},
             "kept": kept,
             "verdict": verdict,
             "rounds": [asdict(r) for r in rounds],
+            "before": before,
         },
     )
     with writing(out):
@@ -125,8 +137,17 @@ def _finish(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], 
             shutil.copyfile(run.folder(kept) / network.weights, out / network.weights)
         page = write_report(_report(run, rounds, tried, card, verdict), out)
         card.save(out)
-        _tidy(run)
-    return Adapted(card, kept, verdict, rounds, page)
+        _tidy(out)
+    return Adapted(card, kept, verdict, rounds, page, before)
+
+
+def _finished(options: AdaptOptions) -> Adapted:
+    """What came of a run that is to be resumed, but was complete, or all but tidy."""
+    card = Card.load(options.out)
+    made = card.training
+    _tidy(options.out)
+    entries = tuple(entry_from(values) for values in made["rounds"])
+    return Adapted(card, made["kept"], made["verdict"], entries, options.out / PAGE, made["before"])
 
 
 def _verdict(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], kept: int, best: Card) -> str:
@@ -174,14 +195,15 @@ def _report(run: Run, rounds: tuple[RoundEntry, ...], tried: dict[str, float], c
         targets=targets,
         settings=settings,
         given=run.labels.polygons if run.labels else {},
+        figures_before=card.training["before"],
     )
 
 
-def _tidy(run: Run) -> None:
+def _tidy(out: Path) -> None:
     """Remove the copies of the scenes and the answers, which are larger than all else together."""
-    shutil.rmtree(run.options.out / "targets")
-    for image in run.options.out.glob(f"round-*/pseudo/*/{IMAGE}"):
+    shutil.rmtree(out / "targets", ignore_errors=True)
+    for image in out.glob(f"round-*/pseudo/*/{IMAGE}"):
         image.unlink()
-    for folder in run.options.out.glob("round-*"):
+    for folder in out.glob("round-*"):
         for kind in ("answers", "before", "doubts"):
             shutil.rmtree(folder / kind, ignore_errors=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from l4s_geo.data.new_folder import check_new_folder
-from l4s_geo.errors import InputError, L4SError
+from l4s_geo.errors import InputError, L4SError, OutputError
 from l4s_geo.models import registry
 from l4s_geo.train.targets import writing
 
@@ -75,18 +75,26 @@ class AdaptOptions:
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
         return plain | {"masks": [str(m) for m in self.masks]}
 
+    def named(self) -> dict[str, Any]:
+        """The same for the card: names of files, without folders."""
+        values = self.describe()
+        files = {k: [Path(p).name for p in values[k]] for k in ("scenes", "source", "masks")}
+        one = {k: values[k] and Path(values[k]).name for k in ("model", "method", "labels", "aoi")}
+        return values | files | one
+
 
 @contextmanager
 def claimed(options: AdaptOptions) -> Iterator[None]:
-    """Make the output folder, or take up that of a run that was stopped; a run that fails at once leaves nothing.
+    """Make the output folder, or take up that of a run that was stopped; one that fails before round 1 leaves nothing.
 
     Raises:
         OutputError: The folder holds something else, or cannot be written.
         InputError: The run that was stopped was asked for something else.
     """
     note, fresh = options.out / ASKED, not options.out.exists()
+    again = options.resume and note.is_file()
     asked = json.loads(json.dumps(options.describe()))
-    if options.resume and note.is_file():
+    if again:
         before = json.loads(note.read_text())
         changed = [k for k in asked if before.get(k) != asked[k]]
         if changed:
@@ -95,6 +103,8 @@ def claimed(options: AdaptOptions) -> Iterator[None]:
                 "another --out."
             )
     else:
+        if note.is_file():
+            raise OutputError(f"{options.out} holds an adaptation. Add --resume to go on, or choose another --out.")
         check_new_folder(options.out)
         with writing(note):
             options.out.mkdir(exist_ok=True)
@@ -102,7 +112,8 @@ def claimed(options: AdaptOptions) -> Iterator[None]:
     try:
         yield
     except (L4SError, OSError):
-        if not [*options.out.glob("round-*")]:
-            shutil.rmtree(options.out if fresh else options.out / "targets", ignore_errors=True)
+        if not again and not (options.out / "round-1").exists():
+            for folder in [options.out] if fresh else [options.out / "targets", options.out / "round-0"]:
+                shutil.rmtree(folder, ignore_errors=True)
             note.unlink(missing_ok=True)
         raise

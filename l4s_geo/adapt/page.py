@@ -105,7 +105,7 @@ def _verdict(facts: dict[str, Any]) -> Iterator[str]:
     if before and after:
         yield "<p>Measured against the truth, pixel by pixel, all targets together:</p>"
         rows = [
-            [name, _number(before[key]), _number(after[key]), _points(before[key], after[key])]
+            [name, _number(before.get(key)), _number(after.get(key)), _points(before.get(key), after.get(key))]
             for key, name in FIGURES.items()
         ]
         yield _table(["", "before", "after", "change"], rows, text=(0,))

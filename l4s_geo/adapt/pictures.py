@@ -13,6 +13,7 @@ from rasterio.enums import Resampling
 
 from l4s_geo.adapt.views import CHANGES, Floats, Maps, View, true_colour, truth_of
 from l4s_geo.data.patches import UNKNOWN
+from l4s_geo.train.pseudo import classes
 from l4s_geo.train.targets import grid_of
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def labels_picture(image: Path, labels: Sequence[Path]) -> bytes:
     rounds = sorted({1, len(labels)})
     figure, axes = _panels(len(rounds), view)
     for ax, number in zip(axes, rounds, strict=True):
-        values = view.read(labels[number - 1], [1], Resampling.nearest)[0]
+        values = classes(view.read(labels[number - 1], [1], Resampling.nearest)[0])
         shown = grey.copy()
         for value, (_, colour) in LABEL_COLOURS.items():
             shown[(values == value) & np.isfinite(grey[..., 0])] = _rgb([colour])[0]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from l4s_geo.models.card import CARD, Card
 from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer
 from l4s_geo.progress import Progress
-from l4s_geo.train.pseudo import Certain
+from l4s_geo.train.pseudo import Certain, Soft
 from l4s_geo.train.recipe import Round
 from l4s_geo.train.rounds import PSEUDO, TARGET_DOMAIN
 from l4s_geo.train.run import TrainOptions
@@ -149,7 +150,7 @@ def learn(run: Run, number: int, how: Round, start: Signs) -> RoundEntry:
     """
     note = run.folder(number) / "round.json"
     if note.is_file():
-        return _entry(json.loads(note.read_text()))
+        return entry_from(json.loads(note.read_text()))
     part = _part(run, number, how)
     selected = _select(run, number, how, part)
     areas, withheld = _areas(run, number)
@@ -158,13 +159,20 @@ def learn(run: Run, number: int, how: Round, start: Signs) -> RoundEntry:
     card = replace(card, normalization=before.normalization, statistics=before.statistics, crf={})
     card.save(part.out)
     _look(run, _teacher(run, number, card), run.answers(number))
-    counts = histogram(run.answers(number))
-    thresholds = {name: expected_f(counts, beta)[1] for name, beta in BETAS.items()}
-    replace(card, thresholds=thresholds, threshold_split="none: expected F-measures on the scenes").save(part.out)
+    _with_thresholds(card, how, before, run.answers(number)).save(part.out)
     entry = entry_of(run, number, selected, start)
     with writing(note):
         note.write_text(json.dumps(asdict(entry), indent=1) + "\n")
     return entry
+
+
+def _with_thresholds(card: Card, how: Round, start: Card, answers: Sequence[Path]) -> Card:
+    """Those of the starting model where its probabilities were learnt; hard labels make others of them."""
+    if isinstance(how.select, Soft):
+        return replace(card, thresholds=start.thresholds, threshold_split=start.threshold_split)
+    counts = histogram(answers)
+    thresholds = {name: round(expected_f(counts, beta)[1], 3) for name, beta in BETAS.items()}
+    return replace(card, thresholds=thresholds, threshold_split="none: best expected F-measures on the scenes")
 
 
 def entry_of(run: Run, number: int, selected: Selected, start: Signs | None = None) -> RoundEntry:
@@ -183,17 +191,17 @@ def entry_of(run: Run, number: int, selected: Selected, start: Signs | None = No
 
 
 def figures(run: Run, answers: Sequence[Path], threshold: float) -> dict[str, float] | None:
-    """Precision, recall and F1 of all scenes together, without the polygons that were learnt from."""
+    """Precision, recall and F1 of all scenes together, if defined, without the polygons that were learnt from."""
     if not run.options.truth:
         return None
     counts = Counts()
     for path, truth in zip(answers, run.options.truth, strict=True):
         counts += evaluate(path, truth, threshold=threshold, aoi=run.options.aoi, exclude=run.options.labels).counts
-    return {k: round(v, 4) for k, v in counts.figures().items() if k != "iou"}
+    return {k: round(v, 4) for k, v in counts.figures().items() if k != "iou" and isfinite(v)}
 
 
-def _entry(values: dict[str, Any]) -> RoundEntry:
-    """From what ``learn`` wrote."""
+def entry_from(values: dict[str, Any]) -> RoundEntry:
+    """From the JSON that was made of one."""
     signs = Signs(**values["signs"])
     return RoundEntry(**{**values, "signs": signs, "faults": tuple(values["faults"])})
 
@@ -207,6 +215,7 @@ def _look(run: Run, teacher: Teacher, paths: Sequence[Path]) -> None:
     """Write what a model says about each scene; answers that are there are of an earlier run and are kept."""
     for target, image, path in zip(run.targets, run.images, paths, strict=True):
         if not path.is_file():
+            torch.manual_seed(seed_of(run.options.seed, *path.parts[-3:]))  # of dropout
             answer(target, image, path, teacher, run.progress)
 
 
@@ -249,7 +258,6 @@ def _select(run: Run, number: int, how: Round, part: TrainOptions) -> Selected:
     card, said = Card.load(run.folder(knows)), run.answers(knows)
     if isinstance(how.select, Certain):
         said = run.answers(knows, "doubts")
-        torch.manual_seed(seed_of(part.seed, "dropout"))
         _look(run, _teacher(run, knows, card, how), said)
     grids = [grid_of(image) for image in run.images]
     given = [run.labels.labels_on(grid) for grid in grids] if run.labels else []
@@ -277,4 +285,4 @@ def _areas(run: Run, number: int) -> tuple[list[Area], list[Area]]:
         areas.append(area(end))
         if end < height and not folder.name.endswith(FOCUS):
             withheld.append(area(None).rows(end, min(height, end + MOST_ROWS)))
-    return [a for a in areas if a.labelled], withheld
+    return [a for a in areas if a.labelled], [a for a in withheld if a.labelled]

@@ -15,6 +15,9 @@ from l4s_geo.errors import InputError
 #: Truth value of a pixel whose class is not known.
 UNKNOWN = 255
 
+#: Labels from ``SOFT`` to ``SOFT + STEPS`` are no classes but the probability of landslide that a network gave.
+SOFT, STEPS = 2, 250
+
 #: Names that a message lists at most.
 LISTED = 5
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from l4s_geo.data.patches import UNKNOWN
+from l4s_geo.data.patches import SOFT, STEPS, UNKNOWN
 from l4s_geo.errors import InputError
 
 Floats = NDArray[np.float32]
@@ -47,6 +48,12 @@ class Doubts:
             wanted = int(np.ceil(share * counts.sum()))
             found.append(int(np.searchsorted(np.cumsum(counts), wanted)) if wanted else -1)
         return found[0], found[1]
+
+    def plain_limits(self, share: float) -> tuple[int, int]:
+        """Last bin, the same for both classes, of those that hold the least doubtful share of all pixels."""
+        wanted = int(np.ceil(share * self.counts.sum()))
+        last = int(np.searchsorted(np.cumsum(self.counts.sum(0)), wanted)) if wanted else -1
+        return last, last
 
 
 def _bin(doubt: Floats) -> NDArray[np.int64]:
@@ -110,10 +117,12 @@ class TopShare:
     Attributes:
         method: Its name in a recipe.
         share: Over 0, at most 1.
+        balanced: Of each class; otherwise of all pixels, which leaves few landslides.
     """
 
     method: Literal["top-share"] = "top-share"
     share: float = 1.0
+    balanced: bool = True
 
     def __post_init__(self) -> None:
         _check_share("share", self.share)
@@ -124,7 +133,8 @@ class TopShare:
 
     def labels(self, doubts: Doubts, prob: Floats, uncertainty: Floats, threshold: float) -> Labels:
         """Labels of a window."""
-        return least_doubtful(*_by_probability(prob, threshold), doubts.limits(self.share, self.share))
+        limits = doubts.limits(self.share, self.share) if self.balanced else doubts.plain_limits(self.share)
+        return least_doubtful(*_by_probability(prob, threshold), limits)
 
 
 @dataclass(frozen=True)
@@ -162,8 +172,42 @@ class Certain:
         return least_doubtful(prob >= threshold, uncertainty, doubts.limits(self.background, self.landslide))
 
 
+@dataclass(frozen=True)
+class Soft:
+    """Every pixel, with its probability as label: the knowledge of the teacher, doubts included (Hinton et al. 2015).
+
+    Hard labels make a network surer than it should be, so that the threshold of the teacher no longer fits it.
+
+    Attributes:
+        method: Its name in a recipe.
+    """
+
+    method: Literal["soft"] = "soft"
+
+    def count(self, doubts: Doubts, prob: Floats, uncertainty: Floats, threshold: float) -> None:
+        """Nothing to count: all pixels are taken."""
+
+    def labels(self, doubts: Doubts, prob: Floats, uncertainty: Floats, threshold: float) -> Labels:
+        """Labels of a window, as ``SOFT`` has them."""
+        steps = np.rint(np.nan_to_num(prob) * STEPS) + SOFT
+        return np.where(np.isnan(prob), UNKNOWN, steps).astype(np.uint8)
+
+
+def probabilities(truth: torch.Tensor) -> torch.Tensor:
+    """Labels with probabilities among them as float: 0, 1 and between, 255 unknown; other labels as they are."""
+    soft = (truth >= SOFT) & (truth != UNKNOWN)
+    return torch.where(soft, (truth - SOFT) / STEPS, truth.float()) if soft.any() else truth
+
+
+def classes(labels: Labels, threshold: float = 0.5) -> Labels:
+    """Labels with probabilities among them as 0, 1 and 255."""
+    soft = (labels >= SOFT) & (labels != UNKNOWN)
+    return np.where(soft, labels >= SOFT + threshold * STEPS, labels).astype(np.uint8)
+
+
 #: By the ``method`` that a recipe names.
-METHODS: dict[str, type[Confident] | type[TopShare] | type[Certain]] = {
+METHODS: dict[str, type[Confident] | type[TopShare] | type[Certain] | type[Soft]] = {
+    "soft": Soft,
     "confident": Confident,
     "top-share": TopShare,
     "certain": Certain,

@@ -30,7 +30,7 @@ from l4s_geo.raster import WorkRaster, row_windows
 from l4s_geo.scene import open_scene
 from l4s_geo.settings import normalizer_for
 from l4s_geo.tiling import PATCH, Tiling
-from l4s_geo.train.pseudo import Certain, Doubts, Floats, Selection
+from l4s_geo.train.pseudo import Certain, Doubts, Floats, Selection, classes
 from l4s_geo.train.recipe import Round
 from l4s_geo.train.run import TrainOptions
 from l4s_geo.train.targets import Target, grid_of, link, profile, writing
@@ -288,5 +288,5 @@ def _choose(
                     true = given(window)
                     found = np.where(seen & (true != UNKNOWN), true, found)
                 labels.write(found, 1, window=window)
-                counts += np.bincount(found[seen], minlength=len(counts))
+                counts += np.bincount(classes(found[seen], threshold), minlength=len(counts))
     return {"background": int(counts[0]), "landslide": int(counts[1]), "not used": int(counts[UNKNOWN])}

@@ -27,6 +27,7 @@ from l4s_geo.train.join import join
 from l4s_geo.train.losses import compose
 from l4s_geo.train.mixing import Mixed, mix
 from l4s_geo.train.optimize import optimizer_of, rate_factor
+from l4s_geo.train.pseudo import probabilities
 from l4s_geo.train.record import Log, Record, load_state, plot, save_state
 from l4s_geo.train.run import Run, TrainOptions, averaging
 from l4s_geo.train.split import Split, load_split
@@ -275,7 +276,8 @@ def make_batch(crops: list[Crop], options: TrainOptions, seed: int) -> Mixed:
     )
     if options.data.compression == "asinh":
         x = x.asinh()
-    return mix(x * seen[:, None], y, options.recipe.mixing, torch.Generator().manual_seed(seed_of(seed, "mix")))
+    generator = torch.Generator().manual_seed(seed_of(seed, "mix"))
+    return mix(x * seen[:, None], probabilities(y), options.recipe.mixing, generator)
 
 
 def _finish(options: TrainOptions, run: Run, split: Split) -> Card:

@@ -1,0 +1,207 @@
+"""Does adapting help? Every method on regions that the starting models never saw; out come a CSV and a table.
+
+python examples/adaptation.py PAIR... --scenes SCENES --s2 HOKKAIDO_S2 --models MODELS --out OUT
+
+A PAIR is MODEL:TARGET, with MODEL a model directory in MODELS and TARGET one of hokkaido, post (the original Sentinel-2
+scene of Hokkaido after the earthquake, in HOKKAIDO_S2), rasuwa, taitung-a (patch rows 16..27) and taitung-b (patch
+rows 50..61). Choose cases with --case; rows that are in the CSV already are not run again.
+
+Figures are pixel by pixel, of the probabilities at the model's threshold, without CRF and least area. With --labels
+the polygons that were given are left out of them, before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import rasterio
+from rasterio.features import shapes
+from rasterio.windows import Window
+from rasterio.windows import transform as window_transform
+from shapely.geometry import shape
+
+from l4s_geo.adapt.loop import Adapted, adapt
+from l4s_geo.adapt.options import AdaptOptions
+from l4s_geo.progress import Silent
+
+#: Pixel rows of taitung that hyper-parameters were chosen on, and those that are reported.
+ROWS = {"taitung-a": (16 * 128, 28 * 128), "taitung-b": (50 * 128, 62 * 128)}
+
+#: Landslides that a person marks have at least so many pixels.
+LEAST = 30
+
+#: Regions that a starting model has learnt from, by the first letters of its name.
+SOURCES = {"H": ["hokkaido"], "A": ["taitung"], "TR": ["taitung", "rasuwa"]}
+
+COLUMNS = ["pair", "case", "seed", "before P", "before R", "before F1", "after P", "after R", "after F1"]
+COLUMNS += ["kept", "adapted", "statistics", "minutes"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way of adapting."""
+
+    method: str = "auto"
+    source: bool = False
+    polygons: int = 0
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    **{name: Case(name) for name in ("auto", "progressive", "mc-dropout", "top-confidence")},
+    **{f"{name} + source": Case(name, source=True) for name in ("auto", "progressive", "mc-dropout", "top-confidence")},
+    "auto + 20 polygons": Case(polygons=20),
+    "auto + source + 20 polygons": Case(source=True, polygons=20),
+    "auto, one round": Case(more={"rounds": 1}),
+    "auto, three rounds": Case(more={"rounds": 3}),
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where everything is."""
+
+    scenes: Path
+    s2: Path
+    models: Path
+    out: Path
+    threads: int
+
+    def target(self, name: str) -> tuple[str, Path]:
+        """A scene and its truth."""
+        if name == "post":
+            return str(self.s2 / "post_B*.tif"), self.scenes / "hokkaido" / "labels.tif"
+        folder = self.scenes / name if name not in ROWS else self._rows(name)
+        return str(folder / "rgb.tif"), folder / "labels.tif"
+
+    def _rows(self, name: str) -> Path:
+        """Some rows of taitung as a scene of their own."""
+        folder = self.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in ("rgb.tif", "labels.tif"):
+            with rasterio.open(self.scenes / "taitung" / file) as whole:
+                first, end = ROWS[name]
+                window = Window(0, first, whole.width, end - first)
+                place = {"height": end - first, "transform": window_transform(window, whole.transform)}
+                with rasterio.open(folder / file, "w", **(whole.profile | place)) as part:
+                    part.descriptions = whole.descriptions
+                    part.write(whole.read(window=window))
+        return folder
+
+    def sources(self, model: str, target: str) -> list[str]:
+        """What the starting model has learnt from, without the rows that are kept for the target."""
+        return [str(self._source(name)) for name in SOURCES[model.rstrip("0123456789-")]]
+
+    def _source(self, name: str) -> Path:
+        """A region; of taitung the patch rows before those that tune thresholds and are reported."""
+        if name != "taitung":
+            return self.scenes / name
+        folder = self.out / "taitung"
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in ("rgb.tif", "labels.tif"):
+            with rasterio.open(self.scenes / "taitung" / file) as whole:
+                window = Window(0, 0, whole.width, 47 * 128)
+                with rasterio.open(folder / file, "w", **(whole.profile | {"height": 47 * 128})) as part:
+                    part.descriptions = whole.descriptions
+                    part.write(whole.read(window=window))
+        return folder
+
+    def polygons(self, truth: Path, scene: str, count: int, seed: int) -> Path:
+        """Outlines of some landslides inside the scene, as a person might draw them."""
+        with rasterio.open(truth) as file:
+            labels, transform, crs = file.read(1), file.transform, file.crs
+        found = [shape(s) for s, _ in shapes((labels == 1).astype(np.uint8), labels == 1, transform=transform)]
+        large = [s for s in found if s.area >= LEAST * abs(transform.a * transform.e)]
+        table = gpd.GeoDataFrame(geometry=large, crs=crs)
+        if scene.endswith("post_B*.tif"):
+            with rasterio.open(scene.replace("*", "4")) as image:
+                left, bottom, right, top = image.bounds
+            table = table.cx[left:right, bottom:top]
+        path = self.out / f"polygons-{truth.parent.name}-{Path(scene).stem.strip('*')}-{count}-{seed}.gpkg"
+        table.sample(count, random_state=seed).to_file(path, layer="landslides")
+        return path
+
+    def run(self, pair: str, name: str, seed: int) -> dict[str, Any]:
+        """Adapt, and say what came of it."""
+        model, target = pair.split(":")
+        case = CASES[name]
+        scene, truth = self.target(target)
+        folder = self.out / f"{pair}-{name}-{seed}".replace(" ", "").replace(":", "-").replace(",", "-")
+        shutil.rmtree(folder, ignore_errors=True)
+        options = AdaptOptions(
+            (scene,),
+            folder,
+            model=str(self.models / model),
+            method=case.method,
+            source=tuple(self.sources(model, target)) if case.source else (),
+            labels=self.polygons(truth, scene, case.polygons, seed) if case.polygons else None,
+            truth=(str(truth),),
+            seed=seed,
+            threads=self.threads,
+            **case.more,
+        )
+        started = time.monotonic()
+        found = adapt(options, Silent())
+        return {"pair": pair, "case": name, "seed": seed} | _row(found, (time.monotonic() - started) / 60)
+
+
+def _row(found: Adapted, minutes: float) -> dict[str, Any]:
+    kept = next(r for r in found.rounds if r.number == found.kept)
+    after = kept.figures or {}
+    before = found.before or {}
+    figures = {"P": "precision", "R": "recall", "F1": "f1"}
+    return {
+        **{f"before {k}": round(before[v], 4) for k, v in figures.items()},
+        **{f"after {k}": round(after[v], 4) for k, v in figures.items()},
+        "kept": found.kept,
+        "adapted": found.card.adapted,
+        "statistics": found.card.normalization,
+        "minutes": round(minutes, 1),
+    }
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", nargs="+", metavar="MODEL:TARGET")
+    parser.add_argument("--case", action="append", choices=list(CASES), help="repeatable; all if not given")
+    parser.add_argument("--seeds", type=int, default=1)
+    for name in ("scenes", "s2", "models", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=0)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(given.scenes, given.s2, given.models, given.out, given.threads)
+    table = given.out / "adaptation.csv"
+    for seed in range(1, given.seeds + 1):
+        for pair in given.pairs:
+            for name in given.case or CASES:
+                if (pair, name, str(seed)) in _done(table):
+                    continue
+                row = bench.run(pair, name, seed)
+                fresh = not table.exists()
+                with table.open("a", newline="") as file:
+                    writer = csv.DictWriter(file, COLUMNS)
+                    if fresh:
+                        writer.writeheader()
+                    writer.writerow(row)
+                print(row, flush=True)
+
+
+def _done(table: Path) -> set[tuple[str, str, str]]:
+    if not table.exists():
+        return set()
+    with table.open(newline="") as file:
+        return {(r["pair"], r["case"], r["seed"]) for r in csv.DictReader(file)}
+
+
+if __name__ == "__main__":
+    main()
