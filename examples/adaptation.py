@@ -16,7 +16,7 @@ import argparse
 import csv
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,9 @@ from rasterio.windows import transform as window_transform
 from shapely.geometry import shape
 
 from l4s_geo.adapt.loop import Adapted, adapt
+from l4s_geo.adapt.method import METHODS
 from l4s_geo.adapt.options import AdaptOptions
+from l4s_geo.models.card import Card
 from l4s_geo.progress import Silent
 
 #: Pixel rows of taitung that hyper-parameters were chosen on, and those that are reported.
@@ -53,15 +55,27 @@ class Case:
     source: bool = False
     polygons: int = 0
     more: dict[str, Any] = field(default_factory=dict)
+    changes: dict[str, str] = field(default_factory=dict)
+    statistics: str = ""
 
+
+#: Lines of the methods that the ablations change.
+CANDIDATES = 'normalizations = ["scene", "centre", "model"]'
+SHARE = "share = 1.0"
 
 CASES = {
     **{name: Case(name) for name in ("auto", "progressive", "mc-dropout", "top-confidence")},
     **{f"{name} + source": Case(name, source=True) for name in ("auto", "progressive", "mc-dropout", "top-confidence")},
     "auto + 20 polygons": Case(polygons=20),
     "auto + source + 20 polygons": Case(source=True, polygons=20),
-    "auto, one round": Case(more={"rounds": 1}),
-    "auto, three rounds": Case(more={"rounds": 3}),
+    **{f"auto, {n} rounds": Case(more={"rounds": n}) for n in (1, 3, 12)},
+    "auto, one round of 300 steps": Case(more={"rounds": 1, "steps": 300}),
+    **{f"auto, statistics: {s}": Case(changes={CANDIDATES: ""}, statistics=s) for s in ("scene", "centre", "model")},
+    "auto with mix-up": Case(changes={"[augmentation]": "[mixing]\nmix_up = 0.2\n[augmentation]"}),
+    "auto with hard labels": Case(changes={'"soft"': '"top-share"'}),
+    **{f"top-confidence, {s:.0%}": Case("top-confidence", changes={SHARE: f"share = {s}"}) for s in (0.5, 0.7, 0.9)},
+    "top-confidence, 90%, plain": Case("top-confidence", changes={SHARE: "share = 0.9, balanced = false"}),
+    "mc-dropout without mix-up": Case("mc-dropout", changes={"mix_up = 0.2": "mix_up = 0"}),
 }
 
 
@@ -139,8 +153,8 @@ class Bench:
         options = AdaptOptions(
             (scene,),
             folder,
-            model=str(self.models / model),
-            method=case.method,
+            model=str(self._model(model, case, folder)),
+            method=self._method(case, folder),
             source=tuple(self.sources(model, target)) if case.source else (),
             labels=self.polygons(truth, scene, case.polygons, seed) if case.polygons else None,
             truth=(str(truth),),
@@ -151,6 +165,28 @@ class Bench:
         started = time.monotonic()
         found = adapt(options, Silent())
         return {"pair": pair, "case": name, "seed": seed} | _row(found, (time.monotonic() - started) / 60)
+
+    def _model(self, name: str, case: Case, folder: Path) -> Path:
+        """The starting model, where asked for with other statistics on its card."""
+        if not case.statistics:
+            return self.models / name
+        copy = folder.with_name(f"{folder.name}-start")
+        shutil.copytree(self.models / name, copy, dirs_exist_ok=True)
+        replace(Card.load(copy), normalization=case.statistics).save(copy)
+        return copy
+
+    def _method(self, case: Case, folder: Path) -> str:
+        """The method, where asked for with other lines."""
+        if not case.changes:
+            return case.method
+        text = (METHODS / f"{case.method}.toml").read_text()
+        for line, other in case.changes.items():
+            if line not in text:
+                raise ValueError(f"{case.method}.toml has no {line!r}")
+            text = text.replace(line, other)
+        path = folder.with_name(f"{folder.name}.toml")
+        path.write_text(text)
+        return str(path)
 
 
 def _row(found: Adapted, minutes: float) -> dict[str, Any]:

@@ -220,12 +220,13 @@ def _probability(teacher: Teacher, patches: Sequence[Floats]) -> Floats:
 
 def faults(start: Signs, now: Signs, limits: Limits) -> Iterator[str]:
     """Why a round is not to be trusted, in words; nothing if it is safe."""
-    if now.share > limits.growth * start.share:
-        yield f"the mapped share grew from {start.share:.2%} to {now.share:.2%}"
-    if now.share * limits.shrink < start.share:
-        yield f"the mapped share shrank from {start.share:.2%} to {now.share:.2%}"
-    if now.agreement < limits.agreement:
-        yield f"only {now.agreement:.0%} of the landslides agree with those of the starting model"
+    if start.pixels >= limits.pixels:  # else there is nothing to compare with, and only given labels have taught
+        if now.share > limits.growth * start.share:
+            yield f"the mapped share grew from {start.share:.2%} to {now.share:.2%}"
+        if now.share * limits.shrink < start.share:
+            yield f"the mapped share shrank from {start.share:.2%} to {now.share:.2%}"
+        if now.agreement < limits.agreement:
+            yield f"only {now.agreement:.0%} of the landslides agree with those of the starting model"
     if now.consistency < start.consistency - limits.consistency:
         yield f"under other light {now.consistency:.0%} of the landslides stay instead of {start.consistency:.0%}"
 

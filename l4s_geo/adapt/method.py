@@ -25,9 +25,11 @@ class Start:
         normalizations: Ways to standardize the scenes that are tried before, as a card names them; the model's own
             if there are none.
         fixed_teacher: The starting model says all labels; otherwise the model of the round before.
+        repeat: Times that the last of the rounds is done.
     """
 
     normalizations: tuple[str, ...] = ()
+    repeat: int = 1
     fixed_teacher: bool = False
 
 
@@ -72,7 +74,6 @@ def load(name: str, networks: tuple[str, ...], bands: tuple[str, ...], rounds: i
     recipe = recipes.parse({**table, "networks": list(networks), "bands": list(bands)}, where)
     if not recipe.rounds:
         raise InputError(f"{where} has no rounds: write at least one table [[rounds]].")
-    found = [*recipe.rounds]
-    while rounds and len(found) < rounds:
-        found.append(found[-1])
-    return Method(replace(recipe, rounds=tuple(found[:rounds])), start)
+    *before, last = recipe.rounds
+    found = (*before, *(last,) * max(1, start.repeat if rounds is None else rounds - len(before)))
+    return Method(replace(recipe, rounds=found[:rounds]), start)

@@ -38,6 +38,9 @@ from l4s_geo.train.targets import Target, grid_of, link, profile, writing
 #: What the networks say about a target while it is labelled.
 ANSWER, LAYERS = "answer.tif", ("probability", "uncertainty")
 
+#: Patches overlap by a quarter: labels need not be as smooth as a map, and every round looks at the whole scene.
+STRIDE = PATCH * 3 // 4
+
 #: Written last into a folder of pseudo-labels: pixels by target and class.
 SELECTED = "selected.json"
 
@@ -185,7 +188,7 @@ def answer(target: Target, image: Path, path: Path, teacher: Teacher, progress: 
         OutputError: There is no space.
     """
     grid = grid_of(image)
-    tiling = Tiling(*grid.shape, PATCH, PATCH if target.apart else PATCH // 2)
+    tiling = Tiling(*grid.shape, PATCH, PATCH if target.apart else STRIDE)
     part = path.with_name(f"part-{path.name}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
