@@ -15,7 +15,6 @@ from rasterio.transform import from_origin
 from shapely.geometry import box
 
 from l4s_geo.adapt import loop, method, rounds
-from l4s_geo.adapt.labels import RING
 from l4s_geo.cli import main
 from l4s_geo.data.synth_l4s import write_synthetic
 from l4s_geo.models import registry, zoo
@@ -122,12 +121,9 @@ def weights(folder):
 
 
 def burnt(parts, values, shape=(160, 150)):
-    """Given labels, and where an outline is; five pixels around a landslide are background but for the first."""
+    """Given labels, and where an outline is."""
     found, outlined = np.full(shape, 255, np.uint8), np.zeros(shape, np.bool_)
     for (r, c, r1, c1), value in zip(parts, values, strict=True):
-        if value:
-            found[r - RING : r1 + RING, c - RING : c1 + RING] = 0
-            found[r - 1 : r1 + 1, c - 1 : c1 + 1] = 255
         found[r:r1, c:c1] = value
         outlined[r:r1, c:c1] = True
     return found, outlined
@@ -173,7 +169,7 @@ def test_an_adapted_model_maps_and_its_folder_tells_all_without_paths(place, tmp
     assert figures["precision"] == pytest.approx((a & b).sum() / a.sum(), abs=0.002)
     assert figures["recall"] == pytest.approx((a & b).sum() / b.sum(), abs=0.002)
     assert summary["before"] == summary["rounds"][0]["figures"]
-    assert figures["f1"] > 0.9
+    assert figures["f1"] > 0.8
 
 
 def test_without_json_it_says_what_came_of_it(place, tmp_path, quick):

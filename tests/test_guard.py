@@ -10,7 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_geo.adapt import guard
-from l4s_geo.adapt.guard import BINS, VIEWS, Limits, Signs, expected_f, faults, histogram, nothing_to_learn, signs_of
+from l4s_geo.adapt.guard import (
+    BINS,
+    VIEWS,
+    Limits,
+    Signs,
+    expected_f1,
+    faults,
+    histogram,
+    mean,
+    nothing_to_learn,
+    signs_of,
+    threshold_of_share,
+)
 from l4s_geo.models.card import Card
 from l4s_geo.train.teacher import Teacher
 from tests.conftest import write_raster
@@ -77,30 +89,31 @@ PROBABILITIES = st.one_of(st.just(0.0), st.floats(0.02, 1.0))
 
 
 @settings(max_examples=200, deadline=None)
-@given(p=st.lists(PROBABILITIES, min_size=1, max_size=60), beta=st.sampled_from([0.5, 1.0, 2.0]))
-def test_the_expected_f_is_the_best_of_all_thresholds(p, beta):
+@given(p=st.lists(PROBABILITIES, min_size=1, max_size=60))
+def test_the_expected_f1_is_the_best_of_all_thresholds(p):
     p = np.array(p)
     counts = np.bincount((p * BINS).astype(int).clip(0, BINS - 1), minlength=BINS)
-
-    def at(threshold):
-        return (1 + beta**2) * p[p >= threshold].sum() / (beta**2 * p.sum() + (p >= threshold).sum())
-
-    found, threshold = expected_f(counts, beta)
-    if not p.any():
-        assert (found, threshold) == (0.0, 0.5)
-        return
+    best = max((2 * p[p >= t].sum() / (p.sum() + (p >= t).sum()) for t in p if t), default=0.0)
     # half a bin is at most a 40th of any probability here
-    assert found == pytest.approx(max(at(t) for t in p), rel=0.06)
-    assert at(threshold) == pytest.approx(max(at(t) for t in p), rel=0.06)
+    assert expected_f1(counts) == pytest.approx(best, rel=0.06)
 
 
 def test_background_that_is_nearly_certain_is_no_landslide():
     """A scene of a million pixels at 0.0004 and one landslide: the many must not outweigh it."""
     counts = np.zeros(BINS, np.int64)
     counts[0], counts[990] = 10**6, 500
-    found, threshold = expected_f(counts)
-    assert found > 0.98
-    assert 0 < threshold <= 0.99
+    assert expected_f1(counts) > 0.98
+    assert mean(counts) == pytest.approx(0.9905 * 500 / (10**6 + 500))
+
+
+@settings(max_examples=200, deadline=None)
+@given(p=st.lists(PROBABILITIES, min_size=1, max_size=60), share=st.floats(0, 1))
+def test_no_threshold_maps_nearer_to_the_share(p, share):
+    p = (np.array(p) * BINS).astype(int).clip(0, BINS - 1)
+    off = [abs((p >= t).mean() - share) for t in range(BINS)]
+    found = round(threshold_of_share(np.bincount(p, minlength=BINS), share) * BINS)
+    assert off[found] == pytest.approx(min(off))
+    assert all(off[t] > off[found] - 1e-9 for t in range(found + 1, BINS))
 
 
 def test_signs_are_those_of_whole_arrays(tmp_path, monkeypatch):

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from l4s_geo.data.patches import UNKNOWN
+from l4s_geo.data.patches import STEPS, UNKNOWN
 from l4s_geo.errors import InputError
-from l4s_geo.train.pseudo import Certain, Confident, Doubts, TopShare, certain, confident, top_share
+from l4s_geo.train.pseudo import (
+    Certain,
+    Confident,
+    Doubts,
+    Soft,
+    TopShare,
+    certain,
+    classes,
+    confident,
+    probabilities,
+    top_share,
+)
 
 SHARES = st.floats(0.05, 1.0)
 
@@ -105,3 +117,35 @@ def test_a_class_that_is_not_there_gets_no_label():
 def test_numbers_that_make_no_sense_are_refused(kind, values):
     with pytest.raises(InputError):
         kind(**values)
+
+
+@given(PROBABILITIES)
+def test_soft_labels_keep_the_probability_to_a_step_and_no_data(prob):
+    prob = np.append(prob, np.float32(np.nan))
+    labels = Soft().labels(Doubts(), prob, prob, 0.3)
+    back = probabilities(torch.from_numpy(labels.astype(np.int64)))
+    assert back[-1] == UNKNOWN
+    assert np.abs(back[:-1].numpy() - prob[:-1]).max() <= 0.5 / STEPS + 1e-6
+    clear = np.abs(prob[:-1] - 0.3) > 1 / STEPS
+    assert np.array_equal(classes(labels, 0.3)[:-1][clear] == 1, (prob[:-1] >= 0.3)[clear])
+    assert classes(labels)[-1] == UNKNOWN
+
+
+def test_hard_labels_are_left_as_they_are():
+    labels = torch.tensor([0, 1, UNKNOWN])
+    assert probabilities(labels) is labels
+    assert np.array_equal(classes(labels.numpy().astype(np.uint8)), [0, 1, UNKNOWN])
+
+
+def test_without_balance_the_surest_share_of_all_pixels_is_kept():
+    """Landslides, of which networks are less sure, go first."""
+    prob = np.concatenate([np.linspace(0.0, 0.2, 90), np.linspace(0.6, 0.7, 10)]).astype(np.float32)
+    kept = {b: _whole(TopShare(share=0.8, balanced=b), prob) for b in (True, False)}
+    assert ((kept[True] == 1).sum(), (kept[True] == 0).sum()) == (8, 72)
+    assert ((kept[False] == 1).sum(), (kept[False] == 0).sum()) == (0, 80)
+
+
+def _whole(how, prob):
+    doubts = Doubts()
+    how.count(doubts, prob, prob, 0.5)
+    return how.labels(doubts, prob, prob, 0.5)

@@ -109,6 +109,19 @@ def test_crops_depend_on_seed_and_step_only(scene):
     assert not all(np.array_equal(a.image, b.image) for a, b in zip(first, other, strict=True))
 
 
+def test_targets_get_half_of_the_crops_however_small_they_are(scene):
+    area = load_area(str(scene), BANDS, compression="asinh", resolution=10)
+    small = replace(area.rows(0, 64), name="target", domain=1)
+    seen_often = replace(small, name="given", weight=3.0)
+    sampler = CropSampler([area, small, seen_often], [area], 0.2, 64)
+    rng = np.random.default_rng(1)
+    drawn = [sampler.draw(rng)[0].name for _ in range(4000)]
+    shares = {name: drawn.count(name) / len(drawn) for name in ("target", "given")}
+    assert shares["target"] == pytest.approx(0.125, abs=0.02)
+    assert shares["given"] == pytest.approx(0.375, abs=0.03)
+    assert CropSampler([small], [], 0.0, 64).weights.tolist() == [1.0]
+
+
 def test_a_crop_over_the_border_is_unknown_there(scene):
     area = load_area(str(scene), BANDS, compression="asinh", resolution=10)
     crop = cut(area, -10, 150, 32)

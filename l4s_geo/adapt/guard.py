@@ -84,30 +84,40 @@ def histogram(answers: Sequence[Path]) -> NDArray[np.int64]:
     return counts
 
 
-def expected_f(counts: NDArray[np.int64], beta: float = 1.0) -> tuple[float, float]:
-    """The best F-measure that a threshold reaches if each pixel is landslide with its probability, and the threshold.
+def expected_f1(counts: NDArray[np.int64]) -> float:
+    """The best F1 that a threshold reaches if each pixel is landslide with its probability; 0 if none is.
 
     After Lipton et al. 2014 (ECML PKDD, doi:10.1007/978-3-662-44851-9_15). Networks that learnt from their own answers
-    are surer than they should be, so this is a sign, not a figure.
+    are not calibrated, so this is a sign, not a figure.
 
     Args:
         counts: Pixels by probability, in bins of equal width from 0 to 1.
-        beta: Weight of recall against precision.
-
-    Returns:
-        0 and 0.5 where nothing is probable.
     """
-    bins = len(counts)
-    centre = (np.arange(bins) + 0.5) / bins
-    # Almost all pixels lie in the lowest bin, where half a bin each would be far too many landslides.
+    true = counts * _centres(len(counts))
+    hit, mapped = np.cumsum(true[::-1]), np.cumsum(counts[::-1])
+    return float((2 * hit / np.maximum(true.sum() + mapped, 1e-9)).max())
+
+
+def mean(counts: NDArray[np.int64]) -> float:
+    """Mean probability, which is the share of the ground that should be landslide; bins as in ``expected_f1``."""
+    return float((counts * _centres(len(counts))).sum() / max(1, counts.sum()))
+
+
+def threshold_of_share(counts: NDArray[np.int64], share: float) -> float:
+    """The threshold, a multiple of a bin's width, at or above which nearest to a share of the pixels lies.
+
+    The highest of several, so that an empty map stays empty whatever comes.
+    """
+    above = np.cumsum(counts[::-1]) / max(1, counts.sum())  # from the highest threshold on
+    best = int(np.abs(above - share).argmin())
+    return (len(counts) - 1 - best) / len(counts)
+
+
+def _centres(bins: int) -> NDArray[np.float64]:
+    """Probabilities of bins; almost all pixels lie in the lowest, where half a bin each would be far too much."""
+    centre: NDArray[np.float64] = (np.arange(bins) + 0.5) / bins
     centre[0] = 0.0
-    true = counts * centre
-    if not true.any():
-        return 0.0, 0.5
-    hit, mapped = np.cumsum(true[::-1])[::-1], np.cumsum(counts[::-1])[::-1]
-    found = (1 + beta**2) * hit / np.maximum(beta**2 * true.sum() + mapped, 1e-9)
-    best = int(found.argmax())
-    return float(found[best]), best / bins
+    return centre
 
 
 def signs_of(
@@ -142,7 +152,7 @@ def signs_of(
         pixels=int(mapped[0]),
         entropy=entropy / max(1, pixels),
         confidence=float(confidence / mapped[0]) if mapped[0] else 0.0,
-        expected_f1=expected_f(histogram(answers))[0],
+        expected_f1=expected_f1(histogram(answers)),
         agreement=float(2 * mapped[2] / either) if either else 1.0,
         consistency=under_other_light(teacher, images, thresholds[0])[1],
     )

@@ -133,8 +133,10 @@ def curves_picture(panels: Mapping[str, Mapping[str, Sequence[float]]], refused:
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    # There must be room for the legend below a picture.
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.14))
     FigureCanvasAgg(figure)
     return figure
 
@@ -143,7 +145,7 @@ def _panels(count: int, view: View) -> tuple[Figure, list[Axes]]:
     """Axes for so many pictures, in two rows where there are four."""
     rows, columns = (2, 2) if count == 4 else (1, count)
     width = max(2.6, min(6.0, 6.0 / view.aspect))
-    figure = _figure(columns * width, rows * (min(width * view.aspect, 12.0) + 0.35) + 0.5)
+    figure = _figure(columns * width, rows * (min(width * view.aspect, 12.0) + 0.6) + 0.5)
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 

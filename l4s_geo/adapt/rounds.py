@@ -10,9 +10,10 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from l4s_geo.adapt.guard import Limits, Signs, faults, signs_of, under_other_light
+from l4s_geo.adapt.guard import Limits, Signs, faults, histogram, mean, signs_of, threshold_of_share, under_other_light
 from l4s_geo.adapt.labels import Labels, write_focus
 from l4s_geo.adapt.method import Method
 from l4s_geo.adapt.options import AdaptOptions
@@ -49,12 +50,15 @@ WORTH, GROWTH = 0.05, 4.0
 #: Share of a scene's rows that a method with patience does not learn from, and the most such rows.
 WITHHELD, MOST_ROWS = 0.15, 1024
 
+#: Share of the patches that show the surroundings of given polygons.
+GIVEN = 0.3
+
 #: Ends the name of a folder that shows the surroundings of the given polygons alone, so that they are seen often.
 FOCUS = "-given"
 
-#: Of a model that has learnt from itself: there is nothing to tune them on. In our trials with known truth the best one
-#: moves to 0.5 over the rounds, from 0.27 as from 0.76 (docs/adapt.md).
-THRESHOLDS = {"balanced": 0.5, "recall": 0.3, "precision": 0.7}
+#: What a model that has learnt from itself maps, by preset, as a multiple of the area that its probabilities promise:
+#: there is no truth to tune thresholds on, and those of the starting model no longer fit.
+EXTENT = {"balanced": 1.0, "recall": 1.5, "precision": 0.6}
 
 #: Minutes between two checkpoints, and between two looks of a method with patience.
 VALIDATE = 0.5
@@ -162,7 +166,9 @@ def learn(run: Run, number: int, how: Round, start: Signs) -> RoundEntry:
     card = replace(card, normalization=before.normalization, statistics=before.statistics, crf={})
     card.save(part.out)
     _look(run, _teacher(run, number, card), run.answers(number))
-    replace(card, thresholds=THRESHOLDS, threshold_split="not tuned").save(part.out)
+    counts = histogram(run.answers(number))
+    thresholds = {name: threshold_of_share(counts, times * mean(counts)) for name, times in EXTENT.items()}
+    replace(card, thresholds=thresholds, threshold_split="not tuned: by the expected area").save(part.out)
     entry = entry_of(run, number, selected, start)
     with writing(note):
         note.write_text(json.dumps(asdict(entry), indent=1) + "\n")
@@ -279,4 +285,15 @@ def _areas(run: Run, number: int) -> tuple[list[Area], list[Area]]:
         areas.append(area(end))
         if end < height and not folder.name.endswith(FOCUS):
             withheld.append(area(None).rows(end, min(height, end + MOST_ROWS)))
-    return [a for a in areas if a.labelled], [a for a in withheld if a.labelled]
+    return _focused([a for a in areas if a.labelled]), [a for a in withheld if a.labelled]
+
+
+def _focused(areas: list[Area]) -> list[Area]:
+    """Give the surroundings of given polygons their share of the patches, however small they are."""
+    given = np.array([a.name.endswith(FOCUS) for a in areas])
+    roots = np.sqrt([a.labelled for a in areas])
+    near, whole = roots[given].sum(), roots[~given].sum()
+    if not near or not whole:
+        return areas
+    weight = float(GIVEN / (1 - GIVEN) * whole / near)
+    return [replace(a, weight=weight) if g else a for a, g in zip(areas, given, strict=True)]

@@ -25,6 +25,9 @@ from l4s_geo.normalize import Compression, Normalizer, RobustStats
 from l4s_geo.scene import Grid, open_scene
 from l4s_geo.tiling import PATCH
 
+#: Share of the windows that targets with pseudo-labels get beside regions that were labelled by people.
+TARGET_SHARE = 0.5
+
 #: Rows read at once.
 STRIP = 512
 
@@ -53,6 +56,7 @@ class Area:
         valid: (h, w) bool.
         normalizer: Statistics of this region (of its valid pixels outside of the holdouts).
         domain: 0 for regions that were labelled by people, 1 for targets with pseudo-labels.
+        weight: How much more often than others of its size it is to be seen.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Area:
     valid: Pixels[np.bool_]
     normalizer: Normalizer
     domain: int = 0
+    weight: float = 1.0
 
     @property
     def labelled(self) -> int:
@@ -254,7 +259,8 @@ class CropSampler:
     """Draws windows around labelled pixels, regions mixed by the square root of their labelled area.
 
     The square root lies between one vote a pixel (the largest region would drown the others) and one vote a region
-    (the smallest would be learnt by heart).
+    (the smallest would be learnt by heart). Targets with pseudo-labels beside labelled regions get half of the windows
+    together: they are what is to be mapped, and often much smaller.
 
     Args:
         areas: Labelled regions.
@@ -279,6 +285,10 @@ class CropSampler:
         self.weights = np.concatenate([_root_weights(areas) * (1 - share), _root_weights(negatives) * share])
         self._cells = [a.labelled_cells for a in self.areas]
         self._domains = np.array([a.domain for a in self.areas])
+        targets = self._domains > 0
+        others = self.weights[~targets].sum()
+        if 0 < others < 1:
+            self.weights *= np.where(targets, TARGET_SHARE / (1 - others), (1 - TARGET_SHARE) / others)
 
     def draw(self, rng: np.random.Generator, domain: int | None = None) -> tuple[Area, int, int]:
         """Area, first row and column of a crop, of any domain or of one; equal generators give equal crops."""
@@ -313,7 +323,7 @@ def _find_known(truth: Pixels[np.uint8]) -> tuple[int, NDArray[np.int64]]:
 
 
 def _root_weights(areas: Sequence[Area]) -> NDArray[np.float64]:
-    roots = np.sqrt([a.labelled for a in areas])
+    roots = np.sqrt([a.labelled for a in areas]) * [a.weight for a in areas]
     total = roots.sum()
     return roots / total if total else roots
 
