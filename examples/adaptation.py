@@ -23,6 +23,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import rasterio
+from numpy.typing import NDArray
 from rasterio.features import shapes
 from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
@@ -71,6 +72,7 @@ CASES = {
     **{f"auto, {n} rounds": Case(more={"rounds": n}) for n in (1, 3, 12)},
     "auto, one round of 300 steps": Case(more={"rounds": 1, "steps": 300}),
     **{f"auto, statistics: {s}": Case(changes={CANDIDATES: ""}, statistics=s) for s in ("scene", "centre", "model")},
+    "auto + source, norms per domain": Case(source=True, changes={"repeat = 6": "repeat = 6\ndomain_norm = true"}),
     "auto with mix-up": Case(changes={"[augmentation]": "[mixing]\nmix_up = 0.2\n[augmentation]"}),
     "auto with hard labels": Case(changes={'"soft"': '"top-share"'}),
     **{f"top-confidence, {s:.0%}": Case("top-confidence", changes={SHARE: f"share = {s}"}) for s in (0.5, 0.7, 0.9)},
@@ -230,13 +232,41 @@ def main() -> None:
                         writer.writeheader()
                     writer.writerow(row)
                 print(row, flush=True)
+    (given.out / "adaptation.md").write_text(summary(table) + "\n")
+
+
+def summary(table: Path) -> str:
+    """Markdown: means and ranges over the starting models of a family (TR1, TR2 ...) and over seeds."""
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in _rows(table):
+        model, target = row["pair"].split(":")
+        groups.setdefault((f"{model.rstrip('0123456789')} to {target}", row["case"]), []).append(row)
+    lines = [
+        "| pair | case | runs | F1 before | F1 after | change | P after | R after |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (pair, case), rows in groups.items():
+        before, after, p, r = (
+            np.array([float(row[k]) for row in rows]) for k in ("before F1", "after F1", "after P", "after R")
+        )
+        shown = " | ".join(_spread(v) for v in (before, after, after - before))
+        lines.append(f"| {pair} | {case} | {len(rows)} | {shown} | {p.mean():.2f} | {r.mean():.2f} |")
+    return "\n".join(lines)
+
+
+def _spread(values: NDArray[np.float64]) -> str:
+    """Mean, and range of several."""
+    text = f"{values.mean():.3f}"
+    return text if len(values) == 1 else f"{text} ({values.min():.3f} to {values.max():.3f})"
+
+
+def _rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _done(table: Path) -> set[tuple[str, str, str]]:
-    if not table.exists():
-        return set()
-    with table.open(newline="") as file:
-        return {(r["pair"], r["case"], r["seed"]) for r in csv.DictReader(file)}
+    return {(r["pair"], r["case"], r["seed"]) for r in _rows(table)} if table.exists() else set()
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def test_a_round_learns_from_labels_on_disk_and_its_model_maps(scenes):
     out = scenes / "m"
     card = Card.load(out)
     (entry,) = card.training["rounds"]
-    assert entry["select"] == {"method": "top-share", "share": 0.8}
+    assert entry["select"] == {"method": "top-share", "share": 0.8, "balanced": True}
     assert (entry["teachers"], entry["networks"]) == (["tiny"], ["tiny"])
     assert card.networks[0].sha256 == Card.load(out / "round-1").networks[0].sha256
     assert card.networks[0].sha256 != Card.load(out / "round-0").networks[0].sha256

@@ -191,12 +191,13 @@ def entry_of(run: Run, number: int, selected: Selected, start: Signs | None = No
 
 
 def figures(run: Run, answers: Sequence[Path], threshold: float) -> dict[str, float] | None:
-    """Precision, recall and F1 of all scenes together, if defined, without the polygons that were learnt from."""
-    if not run.options.truth:
+    """Precision, recall and F1 in the frames of all scenes together, if defined, without the polygons learnt from."""
+    options = run.options
+    if not options.truth:
         return None
     counts = Counts()
-    for path, truth in zip(answers, run.options.truth, strict=True):
-        counts += evaluate(path, truth, threshold=threshold, aoi=run.options.aoi, exclude=run.options.labels).counts
+    for path, truth in zip(answers, options.truth, strict=True):
+        counts += evaluate(path, truth, threshold=threshold, aoi=options.aoi or path, exclude=options.labels).counts
     return {k: round(v, 4) for k, v in counts.figures().items() if k != "iou" and isfinite(v)}
 
 
