@@ -72,7 +72,7 @@ CASES = {
     **{f"auto, {n} rounds": Case(more={"rounds": n}) for n in (1, 3, 12)},
     "auto, one round of 300 steps": Case(more={"rounds": 1, "steps": 300}),
     **{f"auto, statistics: {s}": Case(changes={CANDIDATES: ""}, statistics=s) for s in ("scene", "centre", "model")},
-    "auto + source, norms per domain": Case(source=True, changes={"repeat = 6": "repeat = 6\ndomain_norm = true"}),
+    "auto + source, shared norms": Case(source=True, changes={"domain_norm = true": ""}),
     "auto with mix-up": Case(changes={"[augmentation]": "[mixing]\nmix_up = 0.2\n[augmentation]"}),
     "auto with hard labels": Case(changes={'"soft"': '"top-share"'}),
     **{f"top-confidence, {s:.0%}": Case("top-confidence", changes={SHARE: f"share = {s}"}) for s in (0.5, 0.7, 0.9)},
