@@ -200,10 +200,12 @@ def _report(run: Run, rounds: tuple[RoundEntry, ...], tried: dict[str, float], c
 
 
 def _tidy(out: Path) -> None:
-    """Remove the copies of the scenes and the answers, which are larger than all else together."""
+    """Remove the copies of the scenes, the answers, and second copies of an ensemble's weights: the bulk of it all."""
     shutil.rmtree(out / "targets", ignore_errors=True)
     for image in out.glob(f"round-*/pseudo/*/{IMAGE}"):
         image.unlink()
+    for weights in out.glob("round-*/*/*.safetensors"):
+        weights.unlink()
     for folder in out.glob("round-*"):
         for kind in ("answers", "before", "doubts"):
             shutil.rmtree(folder / kind, ignore_errors=True)
