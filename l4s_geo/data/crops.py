@@ -286,9 +286,9 @@ class CropSampler:
         self._cells = [a.labelled_cells for a in self.areas]
         self._domains = np.array([a.domain for a in self.areas])
         targets = self._domains > 0
-        others = self.weights[~targets].sum()
-        if 0 < others < 1:
-            self.weights *= np.where(targets, TARGET_SHARE / (1 - others), (1 - TARGET_SHARE) / others)
+        of_targets, of_others = self.weights[targets].sum(), self.weights[~targets].sum()
+        if of_targets and of_others:
+            self.weights *= np.where(targets, TARGET_SHARE / of_targets, (1 - TARGET_SHARE) / of_others)
 
     def draw(self, rng: np.random.Generator, domain: int | None = None) -> tuple[Area, int, int]:
         """Area, first row and column of a crop, of any domain or of one; equal generators give equal crops."""
