@@ -35,14 +35,14 @@ from l4s_geo.adapt.options import AdaptOptions
 from l4s_geo.models.card import Card
 from l4s_geo.progress import Silent
 
-#: Pixel rows of taitung that hyper-parameters were chosen on, and those that are reported.
-ROWS = {"taitung-a": (16 * 128, 28 * 128), "taitung-b": (50 * 128, 62 * 128)}
+#: Pixel rows of taitung to learn from again, those that hyper-parameters were chosen on, and those that are reported.
+ROWS = {"taitung-source": (0, 47 * 128), "taitung-a": (16 * 128, 28 * 128), "taitung-b": (50 * 128, 62 * 128)}
 
 #: Landslides that a person marks have at least so many pixels.
 LEAST = 30
 
 #: Regions that a starting model has learnt from, by the first letters of its name.
-SOURCES = {"H": ["hokkaido"], "A": ["taitung"], "TR": ["taitung", "rasuwa"]}
+SOURCES = {"H": ["hokkaido"], "A": ["taitung-source"], "TR": ["taitung-source", "rasuwa"]}
 
 COLUMNS = ["pair", "case", "seed", "before P", "before R", "before F1", "after P", "after R", "after F1"]
 COLUMNS += ["kept", "adapted", "statistics", "minutes"]
@@ -100,11 +100,10 @@ class Bench:
 
     def _rows(self, name: str) -> Path:
         """Some rows of taitung as a scene of their own."""
-        folder = self.out / name
+        folder, (first, end) = self.out / name, ROWS[name]
         folder.mkdir(parents=True, exist_ok=True)
         for file in ("rgb.tif", "labels.tif"):
             with rasterio.open(self.scenes / "taitung" / file) as whole:
-                first, end = ROWS[name]
                 window = Window(0, first, whole.width, end - first)
                 place = {"height": end - first, "transform": window_transform(window, whole.transform)}
                 with rasterio.open(folder / file, "w", **(whole.profile | place)) as part:
@@ -112,23 +111,10 @@ class Bench:
                     part.write(whole.read(window=window))
         return folder
 
-    def sources(self, model: str, target: str) -> list[str]:
-        """What the starting model has learnt from, without the rows that are kept for the target."""
-        return [str(self._source(name)) for name in SOURCES[model.rstrip("0123456789-")]]
-
-    def _source(self, name: str) -> Path:
-        """A region; of taitung the patch rows before those that tune thresholds and are reported."""
-        if name != "taitung":
-            return self.scenes / name
-        folder = self.out / "taitung"
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in ("rgb.tif", "labels.tif"):
-            with rasterio.open(self.scenes / "taitung" / file) as whole:
-                window = Window(0, 0, whole.width, 47 * 128)
-                with rasterio.open(folder / file, "w", **(whole.profile | {"height": 47 * 128})) as part:
-                    part.descriptions = whole.descriptions
-                    part.write(whole.read(window=window))
-        return folder
+    def sources(self, model: str) -> list[str]:
+        """What the starting model has learnt from: of taitung the rows before those that tune and are reported."""
+        learnt = SOURCES[model.rstrip("0123456789")]
+        return [str(self._rows(name) if name in ROWS else self.scenes / name) for name in learnt]
 
     def polygons(self, truth: Path, scene: str, count: int, seed: int) -> Path:
         """Outlines of some landslides inside the scene, as a person might draw them."""
@@ -157,7 +143,7 @@ class Bench:
             folder,
             model=str(self._model(model, case, folder)),
             method=self._method(case, folder),
-            source=tuple(self.sources(model, target)) if case.source else (),
+            source=tuple(self.sources(model)) if case.source else (),
             labels=self.polygons(truth, scene, case.polygons, seed) if case.polygons else None,
             truth=(str(truth),),
             seed=seed,

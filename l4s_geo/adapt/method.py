@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from l4s_geo.errors import InputError, meant
+from l4s_geo.errors import InputError
 from l4s_geo.train import recipe as recipes
 from l4s_geo.train.recipe import Recipe
 from l4s_geo.train.tables import fill, one_of
@@ -41,11 +40,6 @@ class Method:
     start: Start
 
 
-def names() -> list[str]:
-    """Of the methods that come with the package."""
-    return sorted(p.stem for p in METHODS.glob("*.toml"))
-
-
 def load(name: str, networks: tuple[str, ...], bands: tuple[str, ...], rounds: int | None = None) -> Method:
     """A method of the package by name, or from a TOML file in the same form, for the networks of a model.
 
@@ -58,15 +52,7 @@ def load(name: str, networks: tuple[str, ...], bands: tuple[str, ...], rounds: i
     Raises:
         InputError: There is none, or it has a field that does not exist or makes no sense.
     """
-    path = METHODS / f"{name}.toml" if name in names() else Path(name)
-    if path.suffix != ".toml" or not path.is_file():
-        raise InputError(
-            f"Unknown method {name!r}{meant(name, names())}; there are {', '.join(names())}, or give a .toml file."
-        )
-    try:
-        table = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
-        raise InputError(f"Method {path} cannot be read: {e}. Compare it with one of the package.") from e
+    path, table = recipes.read(name, METHODS, "method")
     where = f"Method {path.name}"
     start: Start = fill(Start, {f.name: table.pop(f.name) for f in fields(Start) if f.name in table}, where)
     for name in start.normalizations:

@@ -143,16 +143,34 @@ def load(name: str) -> Recipe:
     Raises:
         InputError: There is none, or it has a field that does not exist or makes no sense.
     """
-    path = RECIPES / f"{name}.toml" if name in names() else Path(name)
+    path, table = read(name, RECIPES, "recipe")
+    return parse(table, f"Recipe {path.name}")
+
+
+def read(name: str, folder: Path, what: str) -> tuple[Path, dict[str, Any]]:
+    """A TOML file of a folder by name, or any other by path.
+
+    Args:
+        name: Without ``.toml`` in the folder, or a path with it.
+        folder: Of the package.
+        what: It is, for messages.
+
+    Returns:
+        Its path and what it holds.
+
+    Raises:
+        InputError: There is none, or it cannot be read.
+    """
+    known = sorted(p.stem for p in folder.glob("*.toml"))
+    path = folder / f"{name}.toml" if name in known else Path(name)
     if path.suffix != ".toml" or not path.is_file():
         raise InputError(
-            f"Unknown recipe {name!r}{meant(name, names())}; there are {', '.join(names())}, or give a .toml file."
+            f"Unknown {what} {name!r}{meant(name, known)}; there are {', '.join(known)}, or give a .toml file."
         )
     try:
-        table = tomllib.loads(path.read_text())
+        return path, tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as e:
-        raise InputError(f"Recipe {path} cannot be read: {e}. Compare it with one of the package.") from e
-    return parse(table, f"Recipe {path.name}")
+        raise InputError(f"{what.capitalize()} {path} cannot be read: {e}. Compare it with one of the package.") from e
 
 
 def parse(table: Mapping[str, Any], where: str) -> Recipe:
