@@ -1,30 +1,71 @@
-"""An ensemble over a scene: strips in, stitched rows of probabilities out."""
+"""An ensemble over a scene: strips in, stitched rows of probabilities out.
+
+Reading, the networks and blending overlap. Patches are cut into batches row by row, so what a batch holds, and with it
+the last bit of every answer, depends neither on how many devices or processor cores work nor on where a run begins.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import groupby
+from math import ceil
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from l4s_geo.errors import InputError
-from l4s_geo.stitch import stitch
+from l4s_geo.normalize import Normalizer
+from l4s_geo.stitch import PatchRow, stitch
+from l4s_geo.threads import ahead, prefetched
 from l4s_geo.tiling import Tiling, pad
 
-#: Reads ``rows`` full-width rows from ``row`` on: standardized image (C, rows, width), valid (rows, width).
+#: Patches per forward pass by kind of device, where nothing else is asked for.
+BATCH = {"cpu": 16, "cuda": 256}
+
+#: Rows of patches that are read ahead, and threads that feed each GPU, so that it computes while the next is copied.
+ROWS_AHEAD, FEEDERS = 2, 2
+
+#: Reads ``rows`` full-width rows from ``row`` on: image (C, rows, width), valid (rows, width).
 ReadRows = Callable[[int, int], tuple[NDArray[np.float32], NDArray[np.bool_]]]
 
 
-class Patch(NamedTuple):
-    """A standardized patch (C, patch, patch) and the scene pixel of its upper left corner."""
+class Strip(NamedTuple):
+    """Full-width scene rows under a row of patches: image (C, rows, width), valid (rows, width)."""
 
     row: int
-    column: int
     image: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+
+class Batch(NamedTuple):
+    """Patches of one row, and the part of its strip that they lie in, which begins at the first one's column."""
+
+    row: int
+    columns: tuple[int, ...]
+    image: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+
+class Rows(NamedTuple):
+    """Finished scene rows.
+
+    Attributes:
+        row: The first.
+        values: (K, rows, width) float32, NaN where not seen.
+        seen: (rows, width) bool.
+    """
+
+    row: int
+    values: NDArray[np.float32]
+    seen: NDArray[np.bool_]
 
 
 def choose_device(name: str) -> torch.device:
@@ -43,6 +84,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def choose_devices(names: str) -> list[torch.device]:
+    """Devices joined by commas, such as ``cuda:0,cuda:1``; the first one's kind goes for all.
+
+    Raises:
+        InputError: One is not there, is named twice, or they are of different kinds.
+    """
+    devices = [choose_device(name) for name in names.split(",")]
+    if len({str(d) for d in devices}) < len(devices) or len({d.type for d in devices}) > 1:
+        raise InputError(f"--device {names} must be different devices of one kind, such as cuda:0,cuda:1.")
+    return devices
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """``auto`` takes bfloat16 where the processor has it in hardware, else float32."""
     if name != "auto":
@@ -52,82 +105,155 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16", False) else torch.float32
 
 
+@dataclass(frozen=True)
+class Replica:
+    """Networks on one device, for one thread at a time."""
+
+    networks: tuple[nn.Module, ...]
+    device: torch.device
+    stream: torch.cuda.Stream | None = None
+
+
 class Ensemble:
-    """Networks on one device that answer a batch of patches with one probability per network.
+    """Networks on one or more devices that answer a batch of patches with one probability per network.
 
     Args:
         networks: Each maps (N, C, h, w) to landslide logits (N, 1, h, w).
-        device: Where they run.
+        device: Where they run; on each of several devices runs a copy.
         dtype: Of the forward pass (autocast).
         tta: Average over the eight flips and quarter turns of the patch (the dihedral group D4).
+        workers: Threads on the CPU, one core each; as many as torch would use if not given.
     """
 
     def __init__(
         self,
         networks: Sequence[nn.Module],
-        device: torch.device,
+        device: torch.device | Sequence[torch.device],
         dtype: torch.dtype,
         *,
         tta: bool = False,
+        workers: int | None = None,
     ) -> None:
-        self.networks = [n.to(device).to(memory_format=torch.channels_last).eval() for n in networks]
-        self.device = device
-        self.dtype = dtype
-        self.tta = tta
+        devices = [device] if isinstance(device, torch.device) else list(device)
+        self.device, self.dtype, self.tta = devices[0], dtype, tta
+        copies = [networks, *(deepcopy(list(networks)) for _ in devices[1:])]
+        placed = [tuple(_placed(n, d) for n in own) for own, d in zip(copies, devices, strict=True)]
+        self.networks = placed[0]
+        self.replicas = [r for own, d in zip(placed, devices, strict=True) for r in _replicas(own, d, workers)]
+        self._free: SimpleQueue[Replica] = SimpleQueue()
+        for replica in self.replicas:
+            self._free.put(replica)
 
     def __len__(self) -> int:
+        """Channels of an answer."""
         return len(self.networks)
 
     @torch.inference_mode()
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities (N, networks, h, w) float32 of standardized patches (N, C, h, w) float32."""
-        x = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
-        turns = [(k, flip) for flip in (False, True) for k in range(4)] if self.tta else [(0, False)]
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            views = [self._forward(_turn(x, k, flip)) for k, flip in turns]
-        p = torch.stack([_turn_back(v, k, flip) for v, (k, flip) in zip(views, turns, strict=True)]).mean(0)
-        found: NDArray[np.float32] = p.cpu().numpy()
+        """Answers (N, K, h, w) float32 to standardized patches (N, C, h, w) float32."""
+        found: NDArray[np.float32] = self.answer(torch.from_numpy(images).to(self.device), self.networks).cpu().numpy()
         return found
 
-    def _forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([n(x) for n in self.networks], dim=1).float().sigmoid()
+    def answer(self, x: Tensor, networks: Sequence[nn.Module]) -> Tensor:
+        """Probabilities (N, networks, h, w) float32 of standardized patches (N, C, h, w) on the networks' device."""
+        turns = [(k, flip) for flip in (False, True) for k in range(4)] if self.tta else [(0, False)]
+        with self.autocast(x.device):
+            views = [_forward(networks, _turn(x, k, flip)) for k, flip in turns]
+        return torch.stack([_turn_back(v, k, flip) for v, (k, flip) in zip(views, turns, strict=True)]).mean(0)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The number format of the forward pass."""
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    @torch.inference_mode()
+    def batch(self, batch: Batch, patch: int, normalizer: Normalizer | None) -> Tensor:
+        """Answers (N, K, patch, patch) to a batch, on one of the devices; any thread may call."""
+        replica = self._free.get()
+        try:
+            with torch.cuda.stream(replica.stream) if replica.stream else nullcontext():
+                x = _cut(batch, patch, normalizer, replica.device)
+                found = self.answer(x, replica.networks).to(self.device)
+            if replica.stream:
+                replica.stream.synchronize()
+                found.record_stream(torch.cuda.current_stream(self.device))  # used there, allocated here
+            return found
+        finally:
+            self._free.put(replica)
 
 
-def _turn(x: torch.Tensor, k: int, flip: bool) -> torch.Tensor:
+def _placed(network: nn.Module, device: torch.device) -> nn.Module:
+    return network.to(device).to(memory_format=torch.channels_last).eval()
+
+
+def _replicas(networks: tuple[nn.Module, ...], device: torch.device, workers: int | None) -> list[Replica]:
+    """One per thread: networks that do not learn may be shared."""
+    if device.type == "cuda":
+        streams = [torch.cuda.Stream(device) for _ in range(FEEDERS)]  # type: ignore[no-untyped-call]
+        return [Replica(networks, device, stream) for stream in streams]
+    return [Replica(networks, device)] * (workers or torch.get_num_threads())
+
+
+def _forward(networks: Sequence[nn.Module], x: Tensor) -> Tensor:
+    return torch.cat([n(x) for n in networks], dim=1).float().sigmoid()
+
+
+def _cut(batch: Batch, patch: int, normalizer: Normalizer | None, device: torch.device) -> Tensor:
+    """Standardized patches (N, C, patch, patch) on the device, where they are standardized and cut."""
+    padded = pad(batch.image, patch), pad(batch.valid, patch)
+    image, valid = (torch.from_numpy(np.ascontiguousarray(a)) for a in padded)
+    if device.type == "cuda":
+        image, valid = (t.pin_memory().to(device, non_blocking=True) for t in (image, valid))
+    if normalizer is not None:
+        image = standardize(image, valid, normalizer)
+    first = batch.columns[0]
+    patches = [image[:, :patch, c - first : c - first + patch] for c in batch.columns]
+    return torch.stack(patches).contiguous(memory_format=torch.channels_last)
+
+
+def standardize(image: Tensor, valid: Tensor, normalizer: Normalizer) -> Tensor:
+    """What ``normalizer`` does to an image (C, h, w), on its device."""
+    center, scale = (torch.tensor(v, device=image.device)[:, None, None] for v in (normalizer.center, normalizer.scale))
+    z = (image - center) * (1 / scale)
+    if normalizer.compression == "asinh":
+        z = torch.asinh(z)
+    return z * valid
+
+
+def _turn(x: Tensor, k: int, flip: bool) -> Tensor:
     y = torch.rot90(x, k, (-2, -1))
     return (y.flip(-1) if flip else y).contiguous(memory_format=torch.channels_last)
 
 
-def _turn_back(x: torch.Tensor, k: int, flip: bool) -> torch.Tensor:
+def _turn_back(x: Tensor, k: int, flip: bool) -> Tensor:
     return torch.rot90(x.flip(-1) if flip else x, -k, (-2, -1))
 
 
-def cut_patches(read: ReadRows, tiling: Tiling) -> Iterator[Patch]:
-    """Patches of a scene that hold at least one valid pixel, row by row; every scene row is read once."""
-    held = 0  # scene row of the first row in the buffer
-    image: NDArray[np.float32] | None = None
-    valid: NDArray[np.bool_] | None = None
+def cut_strips(read: ReadRows, tiling: Tiling, first: int = 0, end: int | None = None) -> Iterator[Strip]:
+    """Strips under the rows of patches that reach scene rows ``first`` to ``end``; every row is read once."""
+    held: Strip | None = None
     for row, rows in tiling.strips():
-        if image is None or valid is None:
+        if row + rows <= first or (end is not None and row >= end):
+            continue
+        if held is None:
             image, valid = read(row, rows)
         else:
-            keep = held + image.shape[1] - row
+            keep = held.row + len(held.valid) - row
             fresh, seen = read(row + keep, rows - keep)
-            image = np.concatenate([image[:, -keep:] if keep else image[:, :0], fresh], axis=1)
-            valid = np.concatenate([valid[-keep:] if keep else valid[:0], seen], axis=0)
-        held = row
-        columns: NDArray[np.bool_] = np.any(valid, axis=0)
-        padded = pad(image, tiling.patch)
-        for column in tiling.columns():
-            if columns[column : column + tiling.patch].any():
-                yield Patch(row, column, padded[:, : tiling.patch, column : column + tiling.patch])
+            part = slice(len(held.valid) - keep, None)
+            image = np.concatenate([held.image[:, part], fresh], axis=1)
+            valid = np.concatenate([held.valid[part], seen], axis=0)
+        held = Strip(row, image, valid)
+        yield held
 
 
-def batched(patches: Iterable[Patch], size: int) -> Iterator[list[Patch]]:
-    """Patches in lists of ``size``, the last one shorter."""
-    iterator = iter(patches)
-    while batch := list(islice(iterator, size)):
-        yield batch
+def batches(strip: Strip, tiling: Tiling, size: int) -> Iterator[Batch]:
+    """Patches of a strip that hold at least one valid pixel, in batches of about the same size, at most ``size``."""
+    anything: NDArray[np.bool_] = np.any(strip.valid, axis=0)
+    columns = [c for c in tiling.columns() if anything[c : c + tiling.patch].any()]
+    for chosen in np.array_split(np.array(columns, int), ceil(len(columns) / size) or 1):
+        if len(chosen):
+            part = slice(int(chosen[0]), int(chosen[-1]) + tiling.patch)
+            yield Batch(strip.row, tuple(chosen.tolist()), strip.image[:, :, part], strip.valid[:, part])
 
 
 def predict(
@@ -135,29 +261,64 @@ def predict(
     tiling: Tiling,
     ensemble: Ensemble,
     *,
-    batch_size: int,
-    on_batch: Callable[[Patch], None] = lambda _: None,
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Map a scene.
+    batch_size: int | None = None,
+    normalizer: Normalizer | None = None,
+    reduce: Callable[[Tensor], Tensor] = lambda members: members,
+    first: int = 0,
+    end: int | None = None,
+) -> Generator[Rows]:
+    """Map a scene, or rows of it.
 
     Args:
-        read: Gives standardized rows.
+        read: Gives rows; runs in a thread of its own.
         tiling: Size of the scene, of the patches and of their overlap.
         ensemble: The networks.
-        batch_size: Patches per forward pass.
-        on_batch: Called with the last patch of every batch, for progress.
+        batch_size: Most patches per forward pass; as the device likes it if not given.
+        normalizer: Standardizes what ``read`` gives; None if that is done.
+        reduce: Makes of the ensemble's answers (K, rows, width) what is wanted of them, on their device.
+        first: Scene row to begin with; the values do not depend on it.
+        end: Scene row to stop before; the last one if not given.
 
     Yields:
-        ``(first row, probabilities (networks, rows, width) float32)`` from top to bottom without gaps; NaN where no
-        patch saw anything. Invalid pixels inside a patch do have (meaningless) values: mask them with the scene's
-        valid mask.
+        Rows from top to bottom without gaps.
     """
+    size = batch_size or BATCH.get(ensemble.device.type, BATCH["cpu"])
+    valid: deque[NDArray[np.bool_]] = deque()  # read, but not yet handed out
 
-    def answers() -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-        for batch in batched(cut_patches(read, tiling), batch_size):
-            probabilities = ensemble(np.stack([p.image for p in batch]))
-            for patch, p in zip(batch, probabilities, strict=True):
-                yield patch.row, patch.column, p
-            on_batch(batch[-1])
+    def strips() -> Iterator[Strip]:
+        below = first
+        for strip in cut_strips(read, tiling, first, end):
+            valid.extend(strip.valid[max(0, below - strip.row) :])
+            below = strip.row + len(strip.valid)
+            yield strip
 
-    return stitch(answers(), tiling, len(ensemble))
+    def answer(batch: Batch) -> tuple[Batch, Tensor]:
+        return batch, ensemble.batch(batch, tiling.patch, normalizer)
+
+    threads = len(ensemble.replicas)
+    with _one_core_each(ensemble), closing(prefetched(strips(), ROWS_AHEAD)) as read_ahead:
+        cut = (batch for strip in read_ahead for batch in batches(strip, tiling, size))
+        with closing(ahead(cut, answer, threads=threads, depth=2 * threads)) as answered:
+            rows = (_row(list(group)) for _, group in groupby(answered, key=lambda found: found[0].row))
+            for row, members in stitch(rows, tiling, len(ensemble), ensemble.device, first, end):
+                seen = np.stack([valid.popleft() for _ in range(members.shape[1])])
+                values = reduce(members).cpu().numpy()
+                yield Rows(row, np.where(seen, values, np.float32(np.nan)), seen)
+
+
+def _row(parts: Sequence[tuple[Batch, Tensor]]) -> PatchRow:
+    """All patches of a row."""
+    columns = [c for batch, _ in parts for c in batch.columns]
+    return PatchRow(parts[0][0].row, columns, torch.cat([values for _, values in parts]))
+
+
+@contextmanager
+def _one_core_each(ensemble: Ensemble) -> Iterator[None]:
+    """Keep torch from using all cores in every thread while several work."""
+    before = torch.get_num_threads()
+    if ensemble.device.type == "cpu" and len(ensemble.replicas) > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

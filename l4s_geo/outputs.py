@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -93,8 +92,9 @@ def check_output(path: Path, extensions: Sequence[str] = tuple(VECTOR_DRIVERS), 
 def atomic(path: Path) -> Iterator[Path]:
     """A place to write an output, put in place of ``path`` at the end.
 
-    It is the file of the same name in a temporary folder beside. What is written beside it (the parts of a
-    shapefile) moves along, the file itself last. After any failure nothing has changed.
+    It is the file of the same name in a hidden folder beside, which takes the place of one that a killed run has left.
+    What is written beside it (the parts of a shapefile) moves along, the file itself last. After any failure nothing
+    has changed.
 
     Args:
         path: Where the output goes.
@@ -105,8 +105,10 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: The folder is missing or not writable.
     """
+    folder = path.absolute().with_name(f".{path.name}.part")
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.stem}-", dir=path.absolute().parent))
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
     except OSError as e:
         raise OutputError(
             f"{path} cannot be written: {e.strerror}. Check that its folder exists and is writable."

@@ -1,19 +1,26 @@
-"""The whole flow: scene -> normalized patches -> ensemble -> stitched rows -> CRF -> polygons -> files."""
+"""The whole flow: scene -> normalized patches -> ensemble -> stitched rows -> CRF -> polygons -> files.
+
+Reading, networks, and writing overlap, and what is done is noted, so that a run can be taken up again.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
+from torch import Tensor
 
 from l4s_geo import crf
 from l4s_geo.errors import InputError
-from l4s_geo.inference import Ensemble, Patch, choose_device, choose_dtype, predict
+from l4s_geo.inference import Ensemble, Rows, choose_devices, choose_dtype, predict
+from l4s_geo.journal import Journal, journal, stamp
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.models.registry import Model
@@ -30,58 +37,138 @@ from l4s_geo.results import (
     limited_cache,
     vectorize,
     versions,
-    workspace,
     write_all,
 )
 from l4s_geo.scene import Scene, open_scene
 from l4s_geo.settings import MapOptions, Settings, agree, decide, normalizer_for
+from l4s_geo.threads import ahead
 from l4s_geo.tiling import PATCH, Tiling
 
-__all__ = ["MapOptions", "MapResult", "map_scene", "scene_statistics", "summarize"]
+__all__ = ["MapOptions", "MapResult", "Plan", "map_scene", "scene_statistics", "summarize"]
+
+#: Rows between two notes of what is done, at the least: a note waits for the disk.
+NOTED = 512
+
+#: Layer of refined probabilities until it takes the place of the others.
+REFINED = "refined"
 
 
-def map_scene(options: MapOptions, progress: Progress) -> MapResult:
+@dataclass(frozen=True)
+class Plan:
+    """All that decides which probabilities a scene gets; can be sent to other machines.
+
+    Attributes:
+        options: As the user gave them.
+        models: Of the ensemble.
+        settings: Decided from both.
+        normalizer: Of the scene.
+    """
+
+    options: MapOptions
+    models: tuple[Model, ...]
+    settings: Settings
+    normalizer: Normalizer
+
+    def open(self) -> Scene:
+        """The scene."""
+        return open_for(self.options, self.models[0].card)
+
+    def ensemble(self) -> Ensemble:
+        """The networks, ready to answer on the devices that the options name."""
+        devices = choose_devices(self.options.device)
+        networks = [registry.load_network(m, n) for m in self.models for n in m.card.networks]
+        dtype = choose_dtype(self.options.dtype, devices[0])
+        return Ensemble(networks, devices, dtype, tta=self.settings.tta, workers=self.options.workers)
+
+    def rows(self, scene: Scene, ensemble: Ensemble, first: int = 0, end: int | None = None) -> Generator[Rows]:
+        """``LAYERS`` of scene rows from ``first`` to before ``end``; they do not depend on where one begins."""
+
+        def read(row: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+            return scene.read(Window(0, row, scene.grid.width, rows), self.normalizer.bands)
+
+        return predict(
+            read,
+            Tiling(*scene.grid.shape, PATCH, self.settings.stride),
+            ensemble,
+            batch_size=self.options.batch_size,
+            normalizer=self.normalizer,
+            reduce=lambda members: summarize(members, self.settings.threshold),
+            first=first,
+            end=end,
+        )
+
+
+#: Gives the rows of a plan from a scene row on, in any order.
+Source = Callable[[Plan, Scene, int], Generator[Rows]]
+
+
+class Here:
+    """Rows computed by this process, which keeps its networks for the next scene."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[object, Ensemble] | None = None
+
+    def __call__(self, plan: Plan, scene: Scene, first: int = 0, end: int | None = None) -> Generator[Rows]:
+        """Rows of a plan from ``first`` to before ``end``."""
+        wanted = plan.models, plan.settings.tta, plan.options.device, plan.options.dtype, plan.options.workers
+        if self._loaded is None or self._loaded[0] != wanted:
+            self._loaded = wanted, plan.ensemble()
+        return plan.rows(scene, self._loaded[1], first, end)
+
+
+def map_scene(options: MapOptions, progress: Progress, source: Source | None = None) -> MapResult:
     """Map the landslides of a scene.
 
+    Args:
+        options: What to map, and how.
+        progress: Advances by rows.
+        source: Where the probabilities are computed; by this process if not given.
+
     Raises:
-        InputError: The scene or an option cannot be used.
+        InputError: The scene or an option cannot be used, or an interrupted run was asked for something else.
         ModelError: A model cannot be used.
         OutputError: An output cannot be written; what was there before is untouched.
     """
-    clock = Clock()
+    clock, source = Clock(), source or Here()
     check_outputs(options.out, options.prob, options.overwrite)
-    models = [registry.find(name) for name in options.models or (registry.DEFAULT,)]
+    models = tuple(registry.find(name) for name in options.models or (registry.DEFAULT,))
     card = agree([m.card for m in models])
     settings = decide(options, [m.card for m in models])
-    with limited_cache(), workspace(options.out) as work, _open(options, card) as scene:
+    with limited_cache(), open_for(options, card) as scene:
         inputs = (*scene.paths, options.dem, options.slope)
         check_outputs(options.out, options.prob, options.overwrite, scene.native_crs, inputs)
-        with clock.stage("statistics"):
-            normalizer = normalizer_for(options.normalize, card, lambda: scene_statistics(scene, card))
-        ensemble = _ensemble(models, card, settings, options)
-        with WorkRaster(work / "prob.tif", scene.grid, LAYERS) as raster:
-            with clock.stage("networks"):
-                seen = _predict(scene, normalizer, ensemble, settings, raster, options, progress)
-            if settings.crf is not None:
-                with clock.stage("crf"):
-                    _refine(scene, normalizer, raster, work, settings.crf, progress)
-            origin = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
-            with clock.stage("polygons"):
-                layers = vectorize(
-                    raster,
-                    scene,
-                    scene.native_crs,
-                    origin,
-                    threshold=settings.threshold,
-                    min_area=settings.min_area,
-                    max_hole=settings.max_hole,
-                    simplify=settings.simplify,
-                )
-            record = _provenance(options, settings, scene, normalizer, models, seen)
-            return write_all(options.out, layers, record, clock, options.prob, raster)
+        asked = _asked(options, models, settings, scene)
+        with journal(options.out, asked, resume=options.resume, overwrite=options.overwrite) as notes:
+            with clock.stage("statistics"):
+                plan = Plan(options, models, settings, _normalizer(options, card, scene, notes.folder))
+            layers = LAYERS if settings.crf is None else (*LAYERS, REFINED)
+            with WorkRaster(notes.folder / "work.raw", scene.grid, layers) as raster:
+                with clock.stage("networks"):
+                    seen = _fill(raster, lambda first: source(plan, scene, first), notes, progress)
+                if settings.crf is not None:
+                    with clock.stage("crf"):
+                        _refine(scene, plan.normalizer, raster, settings.crf, options.workers, progress)
+                origin = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
+                with clock.stage("polygons"):
+                    found = vectorize(
+                        raster,
+                        scene,
+                        scene.native_crs,
+                        origin,
+                        threshold=settings.threshold,
+                        min_area=settings.min_area,
+                        max_hole=settings.max_hole,
+                        simplify=settings.simplify,
+                    )
+                return write_all(options.out, found, _provenance(plan, scene, seen), clock, options.prob, raster)
 
 
-def _open(options: MapOptions, card: Card) -> Scene:
+def open_for(options: MapOptions, card: Card) -> Scene:
+    """The scene that the options name.
+
+    Raises:
+        InputError: It cannot be read, or lacks a band of the model.
+    """
     scene = open_scene(
         options.scene,
         bands=options.bands,
@@ -113,75 +200,80 @@ def scene_statistics(scene: Scene, card: Card) -> Normalizer:
     raise InputError(f"{scene.source} has no valid pixel: all of it is nodata or masked. Check nodata and masks.")
 
 
-def _ensemble(models: list[Model], card: Card, settings: Settings, options: MapOptions) -> Ensemble:
-    device = choose_device(options.device)
-    networks = [registry.load_network(m, n) for m in models for n in m.card.networks]
-    return Ensemble(networks, device, choose_dtype(options.dtype, device), tta=settings.tta)
+def _asked(options: MapOptions, models: Iterable[Model], settings: Settings, scene: Scene) -> dict[str, Any]:
+    """What makes the result what it is."""
+    hidden = ("out", "resume", "overwrite", "workers")
+    inputs = (*scene.paths, options.dem, options.slope, options.normalize)
+    groups: dict[str, dict[str, Any]] = {
+        "option": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in hidden},
+        "setting": asdict(settings),
+        "model": {m.card.name: [n.sha256 for n in m.card.networks] for m in models},
+        "input": {str(path): stamp(path) for path in inputs if path is not None},
+        "version of": versions(),
+    }
+    return {f"{group} {name}": value for group, values in groups.items() for name, value in values.items()}
 
 
-def _predict(
-    scene: Scene,
-    normalizer: Normalizer,
-    ensemble: Ensemble,
-    settings: Settings,
-    raster: WorkRaster,
-    options: MapOptions,
-    progress: Progress,
-) -> float:
-    """Fill the raster with the ensemble's mean, agreement and spread.
+def _normalizer(options: MapOptions, card: Card, scene: Scene, folder: Path) -> Normalizer:
+    """Found once in a run, however often it is taken up."""
+    kept = folder / "normalizer.json"
+    if not kept.exists():
+        normalizer_for(options.normalize, card, lambda: scene_statistics(scene, card)).save(kept)
+    return Normalizer.load(kept)
+
+
+def _fill(raster: WorkRaster, rows_from: Callable[[int], Generator[Rows]], notes: Journal, progress: Progress) -> float:
+    """Fill the raster with the ensemble's mean, agreement and spread, from where an earlier run has stopped.
 
     Returns:
         Share of the scene's pixels that were seen.
     """
-    tiling = Tiling(*scene.grid.shape, PATCH, settings.stride)
-    valid_rows: deque[NDArray[np.bool_]] = deque()  # read, but not yet written
+    grid = raster.grid
+    first = notes.done("networks")
+    progress.start("mapping", grid.height)
+    progress.advance(first)
 
-    def read(row: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        image, valid = scene.read(Window(0, row, scene.grid.width, rows), normalizer.bands)
-        valid_rows.extend(valid)
-        return normalizer(image, valid), valid
+    done, beyond = first, dict[int, int]()  # written to the last row without a gap, and pieces further down
 
-    progress.start("mapping", scene.grid.height)
-    done = 0
-
-    def on_batch(patch: Patch) -> None:
+    def write(rows: Rows) -> int:
         nonlocal done
-        progress.advance(patch.row - done)
-        done = patch.row
+        for layer, values in zip(LAYERS, rows.values, strict=True):
+            raster.write(Window(0, rows.row, grid.width, len(rows.seen)), values, layer)
+        beyond[rows.row] = rows.row + len(rows.seen)
+        while done in beyond:
+            done = beyond.pop(done)
+        if done - notes.done("networks") >= NOTED or done == grid.height:
+            raster.sync()
+            notes.record("networks", done)
+        return len(rows.seen)
 
-    batch = options.batch_size or (128 if ensemble.device.type == "cuda" else 16)
-    pixels = 0
-    for row, members in predict(read, tiling, ensemble, batch_size=batch, on_batch=on_batch):
-        rows = members.shape[1]
-        seen = np.stack([valid_rows.popleft() for _ in range(rows)])
-        pixels += int(seen.sum())
-        raster.write(Window(0, row, scene.grid.width, rows), summarize(members, seen, settings.threshold))
-    progress.advance(scene.grid.height - done)
+    if first < grid.height:
+        with closing(ahead(rows_from(first), write)) as written:
+            for rows in written:
+                progress.advance(rows)
     progress.finish()
-    return pixels / (scene.grid.height * scene.grid.width)
+    seen = sum(int(np.isfinite(raster.read(w, LAYERS[0])).sum()) for w in row_windows(grid))
+    return seen / (grid.height * grid.width)
 
 
-def summarize(members: NDArray[np.float32], seen: NDArray[np.bool_], threshold: float) -> NDArray[np.float32]:
-    """Members (M, h, w) to probability, agreement and uncertainty (3, h, w), NaN where not seen.
+def summarize(members: Tensor, threshold: float) -> Tensor:
+    """Members (M, h, w) to probability, agreement and uncertainty (3, h, w).
 
     Agreement is the share of members at or over the threshold, uncertainty their standard deviation.
     """
-    mean = members.mean(axis=0)
-    agreement = (members >= threshold).mean(axis=0, dtype=np.float32)
-    spread = np.sqrt(np.maximum((members**2).mean(axis=0) - mean**2, 0))
-    found: NDArray[np.float32] = np.where(seen, np.stack([mean, agreement, spread]), np.float32(np.nan))
-    return found
+    agreement = (members >= threshold).float().mean(0)
+    return torch.stack([members.mean(0), agreement, members.std(0, correction=0)])
 
 
 def _refine(
     scene: Scene,
     normalizer: Normalizer,
     raster: WorkRaster,
-    work: Path,
     params: crf.CrfParams,
+    workers: int | None,
     progress: Progress,
 ) -> None:
-    """Replace the probabilities by refined ones; blocks read around themselves, so they are written elsewhere first."""
+    """Put refined probabilities in place of those of the networks, which stay: blocks are read around themselves."""
     h, w = scene.grid.shape
 
     def image(window: Window) -> NDArray[np.uint8]:
@@ -189,26 +281,18 @@ def _refine(
         return crf.to_uint8(normalizer(x, valid)[:3])
 
     def prob(window: Window) -> NDArray[np.float32]:
-        return raster.read(window, "probability")
+        return raster.read(window, LAYERS[0])
 
     progress.start("refining", h * w)
-    with WorkRaster(work / "refined.tif", scene.grid, ("probability",)) as refined:
-        for window, values in crf.refine_blocks(h, w, prob, image, params):
-            refined.write(window, values, "probability")
-            progress.advance(values.size)
-        for window in row_windows(scene.grid):
-            raster.write(window, refined.read(window, "probability"), "probability")
+    for window, values in crf.refine_blocks(h, w, prob, image, params):
+        raster.write(window, values, REFINED)
+        progress.advance(values.size)
+    raster.rename(REFINED, LAYERS[0])
     progress.finish()
 
 
-def _provenance(
-    options: MapOptions,
-    settings: Settings,
-    scene: Scene,
-    normalizer: Normalizer,
-    models: list[Model],
-    seen: float,
-) -> dict[str, Any]:
+def _provenance(plan: Plan, scene: Scene, seen: float) -> dict[str, Any]:
+    options, settings = plan.options, plan.settings
     inputs = {"scene": options.scene, "dem": options.dem, "slope": options.slope}
     return {
         "versions": versions(),
@@ -228,9 +312,9 @@ def _provenance(
                 "version": m.card.version,
                 "sha256": {n.name: n.sha256 for n in m.card.networks},
             }
-            for m in models
+            for m in plan.models
         ],
-        "normalization": normalizer.to_dict(),
+        "normalization": plan.normalizer.to_dict(),
         "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype},
         "seen_share": round(seen, 6),
         "area_m2": ground_area(scene.grid),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
-import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
@@ -33,10 +34,12 @@ class Layered(Protocol):
 
 
 class WorkRaster:
-    """An uncompressed temporary GeoTIFF; disk is cheaper than memory, and it is gone after the run.
+    """A temporary raster of raw numbers; disk is cheaper than memory, and it is gone after the run.
+
+    For one thread at a time. Its layout never changes: what was written stays whole even if the process is killed.
 
     Args:
-        path: File to make.
+        path: File to make, or to go on with.
         grid: Its grid.
         layers: Names of its bands.
     """
@@ -44,23 +47,9 @@ class WorkRaster:
     def __init__(self, path: Path, grid: Grid, layers: Sequence[str]) -> None:
         self.path = path
         self.grid = grid
-        self.layers = tuple(layers)
+        self.layers = list(layers)
         with self._no_space():
-            self._file = rasterio.open(
-                path,
-                "w+",
-                driver="GTiff",
-                width=grid.width,
-                height=grid.height,
-                count=len(layers),
-                dtype="float32",
-                crs=grid.crs,
-                transform=grid.transform,
-                nodata=float("nan"),
-                interleave="band",
-                bigtiff="if_safer",
-            )
-            self._file.descriptions = self.layers
+            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
 
     @contextmanager
     def _no_space(self) -> Iterator[None]:
@@ -78,23 +67,68 @@ class WorkRaster:
         Raises:
             OutputError: The disk is full.
         """
+        pairs = zip(self.layers, values, strict=True) if layer is None else [(layer, values)]
         with self._no_space():
-            if layer is None:
-                self._file.write(values, window=window)
-            else:
-                self._file.write(values, self.layers.index(layer) + 1, window=window)
-
-    def finish(self, tags: Mapping[str, str]) -> Path:
-        """Tag and close the file, for other programs to read; nothing can be read or written any more."""
-        with self._no_space():
-            self._file.update_tags(**tags)
-            self._file.close()
-        return self.path
+            for name, part in pairs:
+                for at, rows in self._runs(window, np.ascontiguousarray(part, "<f4"), name):
+                    self._file.seek(at)
+                    while rows:
+                        rows = rows[self._file.write(rows) :]
 
     def read(self, window: Window, layer: str) -> NDArray[np.float32]:
         """One layer (h, w)."""
-        found: NDArray[np.float32] = self._file.read(self.layers.index(layer) + 1, window=window)
+        found = np.empty((int(window.height), int(window.width)), "<f4")
+        for at, rows in self._runs(window, found, layer):
+            self._file.seek(at)
+            while rows:
+                if not (done := self._file.readinto(rows)):
+                    raise EOFError(f"{self.path} ends too early: {window} was never written.")
+                rows = rows[done:]
         return found
+
+    def _runs(self, window: Window, pixels: NDArray[np.float32], layer: str) -> Iterator[tuple[int, memoryview]]:
+        """Pieces of a window that lie together in the file: where, and their part of ``pixels``."""
+        band, width = self.layers.index(layer) * self.grid.height, self.grid.width
+        whole = int(window.width) == width
+        for rows in [pixels] if whole else np.split(pixels, len(pixels)):
+            row = int(window.row_off)
+            yield 4 * ((band + row) * width + int(window.col_off)), rows.data.cast("B")
+            window = Window(window.col_off, row + len(rows), window.width, window.height)
+
+    def rename(self, layer: str, name: str) -> None:
+        """Call a layer by the name of another, which takes its name."""
+        first, second = self.layers.index(layer), self.layers.index(name)
+        self.layers[first], self.layers[second] = name, layer
+
+    def sync(self) -> None:
+        """See to it that what was written outlives the machine.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        with self._no_space():
+            os.fsync(self._file.fileno())
+
+    def finish(self, layers: Sequence[str]) -> Path:
+        """A file through which GDAL reads some of the layers."""
+        path = self.path.with_suffix(".vrt")
+        with self._no_space():
+            path.write_text(self._vrt(layers), encoding="utf-8")
+        return path
+
+    def _vrt(self, layers: Sequence[str]) -> str:
+        grid = self.grid
+        root = Element("VRTDataset", rasterXSize=str(grid.width), rasterYSize=str(grid.height))
+        SubElement(root, "SRS").text = grid.crs.to_wkt()
+        SubElement(root, "GeoTransform").text = ", ".join(map(repr, grid.transform.to_gdal()))
+        for number, layer in enumerate(layers, 1):
+            band = SubElement(root, "VRTRasterBand", dataType="Float32", band=str(number), subClass="VRTRawRasterBand")
+            offset = 4 * self.layers.index(layer) * grid.width * grid.height
+            parts = {"Description": layer, "NoDataValue": "nan", "ImageOffset": offset, "PixelOffset": 4}
+            for name, value in (parts | {"LineOffset": 4 * grid.width, "ByteOrder": "LSB"}).items():
+                SubElement(band, name).text = str(value)
+            SubElement(band, "SourceFilename", relativeToVRT="1").text = self.path.name
+        return tostring(root, encoding="unicode")
 
     def __enter__(self) -> Self:
         return self

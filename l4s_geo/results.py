@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -94,21 +93,6 @@ def check_outputs(
             raise OutputError(f"{record} is a folder where the provenance goes. Rename it, or give another name.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
-
-
-@contextmanager
-def workspace(out: Path) -> Iterator[Path]:
-    """A temporary folder beside the output, where there is room for results.
-
-    Raises:
-        OutputError: It cannot be made.
-    """
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=".l4s-map-", dir=out.absolute().parent)
-    except OSError as e:
-        raise OutputError(f"{out} cannot be written: {e.strerror}. Choose another folder.") from e
-    with folder as path:
-        yield Path(path)
 
 
 def vectorize(
@@ -231,7 +215,7 @@ def write_all(
         record: Provenance.
         clock: Stages so far.
         prob: Probability raster, or None.
-        raster: Goes into ``prob``; it is closed.
+        raster: Its ``LAYERS`` go into ``prob``.
 
     Raises:
         OutputError: One cannot be written; all are then as they were before.
@@ -247,7 +231,7 @@ def write_all(
         with clock.stage("writing"):
             if prob is not None and raster is not None:
                 tags = {"PROVENANCE": json.dumps(record), "THRESHOLD": str(record["settings"]["threshold"])}
-                outputs.write_cog(raster.finish(tags), prob, tags, until=until)
+                outputs.write_cog(raster.finish(LAYERS), prob, tags, until=until)
             outputs.write_vector(out, measured(), layers.not_seen, until=until)
         summary = _summary(np.concatenate(areas), record, out, clock)
         for path in (p for p in (out, prob) if p is not None):

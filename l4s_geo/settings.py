@@ -54,9 +54,11 @@ class MapOptions:
         tta: Average over the symmetries of a patch; off unless asked for, it gains less than it costs.
         crf: Refine with the dense CRF.
         normalize: As in ``normalizer_for``; None: as the card says.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, or several joined by commas.
         dtype: ``auto``, ``fp32``, ``bf16``, ``fp16``.
         batch_size: Patches per forward pass.
+        workers: Processor cores to use; all if not given.
+        resume: Go on with what an interrupted run has left.
         overwrite: Replace existing outputs.
     """
 
@@ -80,6 +82,8 @@ class MapOptions:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int | None = None
+    workers: int | None = None
+    resume: bool = False
     overwrite: bool = False
 
 

@@ -1,13 +1,33 @@
-"""Seamless mosaics from overlapping patches, in memory that depends on the scene's width only."""
+"""Seamless mosaics from overlapping patches, in memory that depends on the scene's width only.
+
+All on the device that the patches are on: first the patches of a row are blended, then the rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from l4s_geo.tiling import Tiling
+
+
+class PatchRow(NamedTuple):
+    """What networks say about a row of patches.
+
+    Attributes:
+        row: First scene row.
+        columns: Of the patches that saw something.
+        values: Of these, (patches, channels, patch, patch).
+    """
+
+    row: int
+    columns: Sequence[int]
+    values: Tensor
 
 
 def blend_weights(patch: int) -> NDArray[np.float32]:
@@ -23,66 +43,115 @@ def blend_weights(patch: int) -> NDArray[np.float32]:
     return np.maximum(np.outer(ramp, ramp), 0.02).astype(np.float32)
 
 
-class RollingMosaic:
-    """Weighted mean of overlapping patches over the rows in flight.
+def _blend(mean: Tensor, total: Tensor, values: Tensor, weight: Tensor) -> None:
+    """Add values to a weighted mean, in place (West 1979, doi:10.1145/359146.359153).
 
-    The mean is updated in place (West 1979, doi:10.1145/359146.359153): ``mean += w / W * (x - mean)``. Patches that
-    agree on a pixel therefore give exactly their value, whatever the weights.
+    ``mean += w / W * (x - mean)``: values that agree on a pixel give exactly this value, whatever the weights. Where
+    the weight is 0 nothing changes.
     """
+    total += weight
+    mean += torch.where(total > 0, weight / total, 0) * (values - mean)
 
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        self.weights = blend_weights(patch)
+
+def blend_row(found: PatchRow, tiling: Tiling) -> tuple[Tensor, Tensor]:
+    """Blend the patches of one row.
+
+    Patches that do not overlap are blended at once: every second one where patches overlap by half.
+
+    Returns:
+        Weighted mean (channels, patch, width) and sum of the weights (patch, width), 0 where no patch was; at least
+        as wide as a patch.
+    """
+    patch, columns, device = tiling.patch, tiling.columns(), found.values.device
+    values = found.values.new_zeros(len(columns), *found.values.shape[1:])
+    weights = torch.zeros(len(columns), 1, 1, device=device)
+    kept = torch.tensor([columns.index(c) for c in found.columns], device=device)
+    values[kept], weights[kept] = found.values, 1
+    weights = weights * torch.from_numpy(blend_weights(patch)).to(device)
+    mean = values.new_zeros(values.shape[1], patch, max(patch, tiling.width))
+    total = mean.new_zeros(mean.shape[1:])
+    phases = -(-patch // tiling.stride)
+    for chosen, start, step in _apart(columns, phases, tiling):
+        # (…, patches, patch): windows that do not overlap, so that they can be written
+        into = [x[..., start:].unfold(-1, patch, step)[..., : len(chosen), :] for x in (mean, total)]
+        _blend(into[0], into[1], values[chosen].permute(1, 2, 0, 3), weights[chosen].permute(1, 0, 2))
+    return mean, total
+
+
+def _apart(columns: Sequence[int], phases: int, tiling: Tiling) -> Iterator[tuple[list[int], int, int]]:
+    """Indexes of patches that do not overlap, the column of the first, and the step between them."""
+    regular = len(columns) - 1  # the last patch may be moved back to end at the border
+    for phase in range(min(phases, regular)):
+        yield list(range(phase, regular, phases)), columns[phase], phases * tiling.stride
+    yield [regular], columns[regular], tiling.patch
+
+
+class RollingMosaic:
+    """Weighted mean of overlapping rows of patches, over the scene rows in flight."""
+
+    def __init__(self, channels: int, tiling: Tiling, device: torch.device) -> None:
+        self.tiling = tiling
         self.top = 0
-        self._mean = np.zeros((channels, patch, width), np.float32)
-        self._total = np.zeros((patch, width), np.float32)
+        self._mean = torch.zeros(channels, tiling.patch, tiling.width, device=device)
+        self._total = torch.zeros(tiling.patch, tiling.width, device=device)
 
-    def add(self, column: int, x: NDArray[np.float32]) -> None:
-        """Blend a patch (channels, h, w) whose first row is the mosaic's ``top``."""
-        h, w = x.shape[-2:]
-        part = np.s_[:h, column : column + w]
-        weight = self.weights[:h, :w]
-        total = self._total[part]
-        total += weight
-        mean = self._mean[:, *part]
-        mean += (weight / total) * (x - mean)
+    def add(self, found: PatchRow) -> None:
+        """Blend the patches whose first row is the mosaic's ``top``."""
+        mean, total = blend_row(found, self.tiling)
+        _blend(self._mean, self._total, mean[..., : self.tiling.width], total[..., : self.tiling.width])
 
-    def advance(self, row: int) -> NDArray[np.float32]:
+    def advance(self, row: int) -> Tensor:
         """Move ``top`` down to ``row`` and hand out the rows that are complete.
 
         Returns:
             (channels, row - top, width) float32, NaN where no patch was added.
         """
         done = row - self.top
-        finished = np.where(self._total[:done] > 0, self._mean[:, :done], np.float32(np.nan))
+        finished = torch.where(self._total[:done] > 0, self._mean[:, :done], torch.nan)
         for buffer in (self._mean, self._total):
             kept = buffer.shape[-2] - done
-            buffer[..., :kept, :] = buffer[..., done:, :].copy()
+            buffer[..., :kept, :] = buffer[..., done:, :].clone()
             buffer[..., kept:, :] = 0
         self.top = row
         return finished
 
 
+@torch.inference_mode()
 def stitch(
-    patches: Iterable[tuple[int, int, NDArray[np.float32]]], tiling: Tiling, channels: int
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    rows: Iterable[PatchRow],
+    tiling: Tiling,
+    channels: int,
+    device: torch.device,
+    first: int = 0,
+    end: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
     """Blend patches into the rows of a scene.
 
     Args:
-        patches: ``(row, column, values)`` in the tiling's order, row by row; values (channels, patch, patch). Patches
-            that saw nothing are simply left out.
+        rows: From top to bottom; those that saw nothing are left out. To give ``first`` its value, all patches that
+            reach it must be there.
         tiling: Gives the size of the scene and of the patches.
         channels: Channels of the values.
+        device: Of the values.
+        first: Scene row to begin with.
+        end: Scene row to stop before; the last one if not given.
 
     Yields:
         ``(first row, block)`` from top to bottom without gaps; block (channels, rows, width) float32, NaN where no
         patch was.
     """
-    mosaic = RollingMosaic(channels, tiling.width, tiling.patch)
-    for row, column, values in patches:
+    mosaic = RollingMosaic(channels, tiling, device)
+    end = tiling.height if end is None else end
+
+    def until(row: int) -> Iterator[tuple[int, Tensor]]:
         while row > mosaic.top:
-            top, until = mosaic.top, min(row, mosaic.top + tiling.patch)
-            yield top, mosaic.advance(until)
-        mosaic.add(column, values[:, : tiling.height - row, : tiling.width - column])
-    while mosaic.top < tiling.height:
-        top, until = mosaic.top, min(tiling.height, mosaic.top + tiling.patch)
-        yield top, mosaic.advance(until)
+            top = mosaic.top
+            block = mosaic.advance(min(row, top + tiling.patch))
+            if top + block.shape[1] > first:
+                yield max(top, first), block[:, max(0, first - top) :]
+
+    mosaic.top = max(0, first - tiling.patch + 1)
+    for found in rows:
+        yield from until(found.row)
+        mosaic.add(found)
+    yield from until(end)

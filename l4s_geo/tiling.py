@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Number = TypeVar("Number", bound=np.generic)
 
 #: Side of a Landslide4Sense patch, in pixels.
 PATCH = 128
@@ -55,7 +58,7 @@ class Tiling:
             yield row, min(self.patch, self.height - row)
 
 
-def pad(x: NDArray[np.float32], patch: int) -> NDArray[np.float32]:
+def pad(x: NDArray[Number], patch: int) -> NDArray[Number]:
     """Reflect the lower and right border until the last two axes are at least ``patch`` long.
 
     Works from one pixel up (``symmetric`` repeats the border pixel, so that it needs no second one).

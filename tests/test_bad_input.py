@@ -261,8 +261,15 @@ def test_outputs_appear_together_or_not_at_all(place: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(outputs, "write_styles", full)
     before = files(place)
-    refused(map_over("s.tif"), "o.gpkg cannot be written", "No space left", "space")
-    assert files(place) == before
+    done = map_over("s.tif")
+    assert done.exit_code == 2
+    assert "o.gpkg cannot be written" in done.stderr
+    assert "No space left" in done.stderr
+    assert "--resume" in done.stderr
+    assert {path: content for path, content in files(place).items() if ".l4s-map" not in path} == before
+    monkeypatch.undo()
+    assert map_over("s.tif", "--resume", "--overwrite").exit_code == 0
+    assert not [path for path in files(place) if ".l4s-map" in path]
 
 
 def test_outputs_wait_for_the_last_one(place: Path) -> None:

@@ -141,7 +141,7 @@ def test_every_map_option_arrives(mapped: list[Any]) -> None:
         "s.tif --out o.fgb --dem d.tif --slope s2.tif --bands B4,B3,B2 --units byte --model a "
         "--model b --prob p.tif --threshold 0.4 --preset recall --min-area 900 --max-hole 50 --simplify 5 "
         "--overlap 0.25 --no-tta --crf --normalize model --device cuda:1 --dtype bf16 --batch-size 4 "
-        "--overwrite"
+        "--workers 3 --resume --overwrite"
     )
     assert run(*text.split()).exit_code == 0
     assert dataclasses.asdict(mapped[0]) == {
@@ -149,7 +149,7 @@ def test_every_map_option_arrives(mapped: list[Any]) -> None:
         "bands": ("B4", "B3", "B2"), "models": ("a", "b"), "prob": Path("p.tif"), "threshold": 0.4,
         "preset": "recall", "min_area": 900, "max_hole": 50, "simplify": 5, "overlap": 0.25, "tta": False,
         "crf": True, "normalize": "model", "device": "cuda:1", "dtype": "bf16", "batch_size": 4,
-        "overwrite": True,
+        "workers": 3, "resume": True, "overwrite": True,
     }  # fmt: skip
 
 

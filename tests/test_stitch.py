@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -11,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from l4s_geo.inference import Ensemble, cut_patches, predict
-from l4s_geo.stitch import blend_weights, stitch
+from l4s_geo.inference import Ensemble, batches, cut_strips, predict
+from l4s_geo.stitch import PatchRow, blend_weights, stitch
 from l4s_geo.tiling import Tiling, offsets, pad
 
 CPU = torch.device("cpu")
@@ -37,16 +38,18 @@ class Blur(nn.Module):
         return nn.functional.avg_pool2d(x[:, :1], 11, stride=1, padding=5, count_include_pad=False)
 
 
-def run(image, valid, patch, stride, *nets, tta=False, batch=3):
+def run(image, valid, patch, stride, *nets, tta=False, batch=3, **how):
     def read(row, rows):
         part = np.s_[row : row + rows]
         return image[:, part] * valid[part], valid[part]
 
     tiling = Tiling(*valid.shape, patch, stride)
-    ensemble = Ensemble(nets, CPU, torch.float32, tta=tta)
-    blocks = list(predict(read, tiling, ensemble, batch_size=batch))
-    assert [r for r, _ in blocks] == list(np.cumsum([0, *(b.shape[1] for _, b in blocks[:-1])]))
-    return np.concatenate([b for _, b in blocks], axis=1)
+    ensemble = Ensemble(nets, CPU, torch.float32, tta=tta, workers=2)
+    blocks = list(predict(read, tiling, ensemble, batch_size=batch, **how))
+    first, end = how.get("first", 0), how.get("end", len(valid))
+    assert [b.row for b in blocks] == list(first + np.cumsum([0, *(len(b.seen) for b in blocks[:-1])]))
+    assert np.array_equal(np.concatenate([b.seen for b in blocks]), valid[first:end])
+    return np.concatenate([b.values for b in blocks], axis=1)
 
 
 @given(st.integers(1, 500), st.integers(1, 64), st.data())
@@ -98,7 +101,7 @@ def test_constant_in_constant_out_for_every_size_stride_and_nodata(h, w, patch, 
     out = run(np.ones((2, h, w), np.float32), valid, patch, stride, Constant())
     expected = torch.tensor(0.37).sigmoid().item()
     assert out.shape == (1, h, w)
-    assert not np.isnan(out[0][valid]).any()
+    assert np.array_equal(~np.isnan(out[0]), valid)
     assert set(out[~np.isnan(out)]) <= {np.float32(expected)}
 
 
@@ -124,8 +127,12 @@ def test_patches_that_agree_are_blended_exactly(h, w, patch, data):
     field = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=(2, h, w)).astype(np.float32)
     tiling = Tiling(h, w, patch, stride)
     padded = pad(field, patch)
-    patches = ((r, c, padded[:, r : r + patch, c : c + patch]) for r in tiling.rows() for c in tiling.columns())
-    out = np.concatenate([b for _, b in stitch(patches, tiling, 2)], axis=1)
+    columns = tiling.columns()
+    rows = [
+        PatchRow(r, columns, torch.from_numpy(np.stack([padded[:, r : r + patch, c : c + patch] for c in columns])))
+        for r in tiling.rows()
+    ]
+    out = np.concatenate([b.numpy() for _, b in stitch(rows, tiling, 2, CPU)], axis=1)
     assert np.array_equal(out, field)
 
 
@@ -153,9 +160,9 @@ def test_patches_without_valid_pixels_are_skipped_and_stay_unseen():
     def read(row, rows):
         return image[:, row : row + rows], valid[row : row + rows]
 
-    patches = list(cut_patches(read, tiling))
-    assert {p.column for p in patches} == {0}
-    assert min(p.row for p in patches) > 74
+    found = [b for strip in cut_strips(read, tiling) for b in batches(strip, tiling, 3)]
+    assert {b.columns for b in found} == {(0,)}
+    assert min(b.row for b in found) > 74
     out = run(image, valid, 16, 8, Pointwise())[0]
     assert np.isnan(out[:74]).all()
     assert np.isnan(out[:, 16:]).all()
@@ -169,10 +176,58 @@ def test_every_row_is_read_once():
         reads.append((row, rows))
         return np.ones((2, rows, 20), np.float32), np.ones((rows, 20), bool)
 
-    list(cut_patches(read, Tiling(100, 20, 16, 6)))
+    list(cut_strips(read, Tiling(100, 20, 16, 6)))
     assert reads[0] == (0, 16)
     assert [r for r, _ in reads] == list(np.cumsum([0, *(n for _, n in reads[:-1])]))
     assert sum(n for _, n in reads) == 100
+
+
+@settings(deadline=None, max_examples=40)
+@given(sizes, sizes, st.sampled_from([8, 16, 32]), st.data())
+def test_a_run_that_begins_or_ends_anywhere_gives_the_same_bytes(h, w, patch, data):
+    stride = data.draw(st.integers(max(1, patch // 4), patch))
+    first = data.draw(st.integers(0, h - 1))
+    end = data.draw(st.integers(first + 1, h))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    image, valid = rng.normal(size=(2, h, w)).astype(np.float32), rng.random((h, w)) < 0.6
+    whole = run(image, valid, patch, stride, Blur(), Pointwise())
+    part = run(image, valid, patch, stride, Blur(), Pointwise(), first=first, end=end)
+    assert np.array_equal(part, whole[:, first:end], equal_nan=True)
+
+
+@pytest.mark.parametrize("where", ["reading", "network"])
+def test_an_error_in_any_thread_ends_the_run(where):
+    class Broken(Blur):
+        def forward(self, x):
+            if where == "network" and x.amax() > 0:
+                raise ArithmeticError("network")
+            return super().forward(x)
+
+    def read(row, rows):
+        if where == "reading" and row + rows > 300:
+            raise ArithmeticError("reading")
+        image = np.zeros((2, rows, 64), np.float32)
+        image[:, max(0, 300 - row) :] = 1
+        return image, np.ones((rows, 64), bool)
+
+    before = threading.active_count()
+    rows = predict(read, Tiling(5000, 64, 32, 16), Ensemble([Broken()], CPU, torch.float32, workers=2), batch_size=2)
+    done = []
+    with pytest.raises(ArithmeticError, match=where):
+        done.extend(found.row + len(found.seen) for found in rows)
+    assert 100 < done[-1] <= 300
+    assert threading.active_count() == before
+
+
+def test_a_reader_that_stops_early_leaves_no_threads():
+    def read(row, rows):
+        return np.ones((2, rows, 64), np.float32), np.ones((rows, 64), bool)
+
+    before = threading.active_count()
+    rows = predict(read, Tiling(5000, 64, 32, 16), Ensemble([Blur()], CPU, torch.float32, workers=2))
+    next(rows)
+    rows.close()
+    assert threading.active_count() == before
 
 
 def test_tta_averages_over_all_eight_symmetries():

@@ -22,6 +22,7 @@ from l4s_geo.errors import L4SError
 #: with a click ``command``.
 VERBS = {
     "map": "Map the landslides of a scene (the verb meant when none is given).",
+    "batch": "Map many scenes, on this machine or on a Ray cluster.",
     "check": "Say what a scene is and what would go wrong in mapping it.",
     "polygonize": "Make polygons again from a probability raster, with other thresholds.",
     "evaluate": "Compare a result with reference data.",
@@ -77,15 +78,19 @@ class VerbGroup(click.Group):
             with tidy_end():
                 return super().invoke(ctx)
         except L4SError as e:
-            raise UserError(str(e)) from e
+            raise UserError("\n".join([str(e), *_notes(e)])) from e
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.UsageError as e:
             command = e.ctx.command_path if e.ctx else ctx.command_path
             raise UserError(f"{e.format_message()} See `{command} --help`.") from e
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("interrupted", err=True)
+        except (KeyboardInterrupt, click.Abort) as e:
+            click.echo("\n".join(["interrupted", *_notes(e)]), err=True)
             raise click.exceptions.Exit(130) from None
+        except SystemExit as e:
+            for note in _notes(e):
+                click.echo(note, err=True)
+            raise
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except Exception:
@@ -95,6 +100,11 @@ class VerbGroup(click.Group):
                 err=True,
             )
             raise click.exceptions.Exit(1) from None
+
+
+def _notes(e: BaseException) -> list[str]:
+    """What the user should know besides the error, such as how to go on."""
+    return list(getattr(e, "__notes__", []))
 
 
 @contextmanager

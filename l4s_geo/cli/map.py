@@ -8,12 +8,13 @@ import click
 
 from l4s_geo.cli.options import (
     FILE,
-    Number,
     device_options,
     emit,
+    map_options,
     polygon_options,
     report_options,
     reporting,
+    run_options,
     scene_options,
 )
 
@@ -27,33 +28,11 @@ from l4s_geo.cli.options import (
     help="Polygons: .gpkg (best in QGIS), .fgb, .geojson, .parquet or .shp.",
 )
 @scene_options
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME|DIR",
-    help="Bundled model or model directory; repeat it to average several. Default: the bundled ensemble.",
-)
 @click.option("--prob", type=FILE, help="Also write the probabilities, as a Cloud-Optimized GeoTIFF.")
-@click.option(
-    "--preset",
-    type=click.Choice(["balanced", "recall", "precision", "fast"]),
-    default="balanced",
-    show_default=True,
-    help="Miss fewer (recall), be surer (precision), or take less time (fast). Other options override it.",
-)
+@map_options
 @polygon_options
-@click.option("--overlap", type=Number(0, 0.9), help="Share of a patch's side that overlaps with the next.")
-@click.option("--tta/--no-tta", default=None, help="Average over flips and rotations of every patch.")
-@click.option("--crf/--no-crf", default=None, help="Refine outlines along the image's edges.")
-@click.option(
-    "--normalize",
-    metavar="scene|centre|model|FILE",
-    help="Band statistics: of this scene, its mean with the spread of the model's training data (centre), those of the "
-    "training data alone, or from a file of `check --stats`; as the model's card says if not given.",
-)
 @device_options
-@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@run_options
 @report_options
 def command(quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:
     """Map the landslides of SCENE.

@@ -71,6 +71,37 @@ def scene_options(command: F) -> F:
     return command
 
 
+def map_options(command: F) -> F:
+    """What makes probabilities of a scene."""
+    for option in (
+        click.option(
+            "--normalize",
+            metavar="scene|centre|model|FILE",
+            help="Band statistics: of this scene, its mean with the spread of the model's training data (centre), of "
+            "the training data alone, or from a file of `check --stats`; as the model's card says if not given.",
+        ),
+        click.option("--crf/--no-crf", default=None, help="Refine outlines along the image's edges."),
+        click.option("--tta/--no-tta", default=None, help="Average over flips and rotations of every patch."),
+        click.option("--overlap", type=Number(0, 0.9), help="Share of a patch's side that overlaps with the next."),
+        click.option(
+            "--preset",
+            type=click.Choice(["balanced", "recall", "precision", "fast"]),
+            default="balanced",
+            show_default=True,
+            help="Miss fewer (recall), be surer (precision), or take less time (fast). Other options override it.",
+        ),
+        click.option(
+            "--model",
+            "models",
+            multiple=True,
+            metavar="NAME|DIR",
+            help="Bundled model or model directory; repeat it to average several. Default: the bundled ensemble.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def polygon_options(command: F) -> F:
     """What turns probabilities into polygons."""
     for option in (
@@ -91,9 +122,9 @@ def polygon_options(command: F) -> F:
 
 
 def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Accept ``auto``, ``cpu``, ``cuda`` and ``cuda:N``."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise click.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:N.", ctx, param)
+    """Accept ``auto``, ``cpu``, ``cuda``, ``cuda:N`` and several of the last."""
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*", value):
+        raise click.BadParameter(f"{value!r} is none of auto, cpu, cuda, cuda:0 or cuda:0,cuda:1.", ctx, param)
     return value
 
 
@@ -116,6 +147,17 @@ def device_options(command: F) -> F:
             metavar="auto|cpu|cuda|cuda:N",
             help="Where the networks run.",
         ),
+    ):
+        command = option(command)
+    return command
+
+
+def run_options(command: F) -> F:
+    """How a long run works, and what it does about an earlier one."""
+    for option in (
+        click.option("--overwrite", is_flag=True, help="Replace outputs that exist, and what an interrupted run left."),
+        click.option("--resume", is_flag=True, help="Go on where the same command was interrupted."),
+        click.option("--workers", type=click.IntRange(1), help="Processor cores to use; all if not given."),
     ):
         command = option(command)
     return command

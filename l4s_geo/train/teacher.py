@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -26,7 +25,7 @@ from l4s_geo.models.card import Card
 from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer, fit
 from l4s_geo.progress import Progress
-from l4s_geo.raster import WorkRaster, row_windows
+from l4s_geo.raster import row_windows
 from l4s_geo.scene import open_scene
 from l4s_geo.settings import normalizer_for
 from l4s_geo.tiling import PATCH, Tiling
@@ -57,10 +56,10 @@ class MeanEnsemble(Ensemble):
     def __len__(self) -> int:
         return len(LAYERS)
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def answer(self, x: torch.Tensor, networks: Sequence[nn.Module]) -> torch.Tensor:
         """Mean and variance (N, 2, h, w) float32 of standardized patches (N, C, h, w)."""
-        answers = super().__call__(images)
-        return np.stack([answers.mean(axis=1), answers.var(axis=1)], axis=1)
+        answers = super().answer(x, networks)
+        return torch.stack([answers.mean(1), answers.var(1, correction=0)], 1)
 
 
 class DropoutEnsemble(Ensemble):
@@ -80,7 +79,7 @@ class DropoutEnsemble(Ensemble):
     def __init__(
         self, networks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype, passes: int, rate: float
     ) -> None:
-        super().__init__(networks, device, dtype)
+        super().__init__(networks, device, dtype, workers=1)  # so that what is dropped depends on the seed alone
         self.passes = passes
         for net in self.networks:
             first = next(m for m in net.modules() if isinstance(m, nn.Conv2d))
@@ -89,16 +88,12 @@ class DropoutEnsemble(Ensemble):
     def __len__(self) -> int:
         return len(LAYERS)
 
-    @torch.inference_mode()
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def answer(self, x: torch.Tensor, networks: Sequence[nn.Module]) -> torch.Tensor:
         """Mean probability and mean variance (N, 2, h, w) float32 of standardized patches (N, C, h, w)."""
-        x = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            passes = [torch.cat([n(x) for n in self.networks], dim=1).float() for _ in range(self.passes)]
+        with self.autocast(x.device):
+            passes = [torch.cat([n(x) for n in networks], dim=1).float() for _ in range(self.passes)]
         logits = torch.stack(passes)  # (passes, N, networks, h, w)
-        answer = torch.stack([logits.sigmoid().mean((0, 2)), logits.var(0).mean(1)], 1)
-        found: NDArray[np.float32] = answer.cpu().numpy()
-        return found
+        return torch.stack([logits.sigmoid().mean((0, 2)), logits.var(0).mean(1)], 1)
 
 
 @dataclass(frozen=True)
@@ -193,11 +188,12 @@ def answer(target: Target, image: Path, path: Path, teacher: Teacher, progress: 
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     progress.start(f"looking at {target.name}", grid.height)
-    with WorkRaster(part, grid, LAYERS) as raster:
-        for window, values in _values(image, teacher, tiling):
-            raster.write(window, values)
-            progress.advance(values.shape[1])
+    kind = {"count": len(LAYERS), "dtype": "float32", "nodata": float("nan"), "compress": None}
     with writing(path):
+        with rasterio.open(part, "w", **profile(grid) | kind) as raster:
+            for window, values in _values(image, teacher, tiling):
+                raster.write(values, window=window)
+                progress.advance(values.shape[1])
         part.replace(path)
     progress.finish()
 
@@ -205,17 +201,14 @@ def answer(target: Target, image: Path, path: Path, teacher: Teacher, progress: 
 def _values(image: Path, teacher: Teacher, tiling: Tiling) -> Iterator[tuple[Window, Floats]]:
     """``LAYERS`` of a target from top to bottom."""
     normalizer = normalizer_of(image, teacher.card)
-    valid_rows: deque[NDArray[np.bool_]] = deque()  # read, but not yet handed out
     with open_scene(image, resolution=None, units="dn") as scene:
 
         def read(row: int, rows: int) -> tuple[Floats, NDArray[np.bool_]]:
-            pixels, valid = scene.read(Window(0, row, tiling.width, rows), teacher.card.bands)
-            valid_rows.extend(valid)
-            return normalizer(pixels, valid), valid
+            return scene.read(Window(0, row, tiling.width, rows), teacher.card.bands)
 
-        for row, values in predict(read, tiling, teacher.ensemble, batch_size=teacher.batch_size):
-            seen = np.stack([valid_rows.popleft() for _ in range(values.shape[1])])
-            yield Window(0, row, tiling.width, len(seen)), np.where(seen, values, np.float32(np.nan))
+        found = predict(read, tiling, teacher.ensemble, batch_size=teacher.batch_size, normalizer=normalizer)
+        for row, values, seen in found:
+            yield Window(0, row, tiling.width, len(seen)), values
 
 
 def normalizer_of(image: Path, card: Card) -> Normalizer:

@@ -33,7 +33,7 @@ def candidates() -> Iterator[CrfParams]:
 def probabilities(ensemble: Ensemble, area: Area, patch: int, stride: int) -> Layers:
     """Probability (h, w), colours (h, w, 3) and truth (h, w) of a validation area."""
     tiling = Tiling(area.truth.shape[0], area.truth.shape[1], patch, stride)
-    rows = [p.mean(axis=0) for _, p in predict(area.standardized_rows, tiling, ensemble, batch_size=16)]
+    rows = [p.mean(axis=0) for _, p, _ in predict(area.standardized_rows, tiling, ensemble, batch_size=16)]
     prob = np.where(area.valid[:], np.concatenate(rows), np.float32(np.nan)).astype(np.float32)
     image, _ = area.standardized_rows(0, area.truth.shape[0])
     return prob, to_uint8(image[:3]), area.truth[:]

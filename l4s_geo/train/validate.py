@@ -37,7 +37,7 @@ def threshold_curve(ensemble: Ensemble, areas: Sequence[Area], patch: int, overl
     stride = max(1, round(patch * (1 - overlap)))
     for area in areas:
         tiling = Tiling(area.truth.shape[0], area.truth.shape[1], patch, stride)
-        for row, p in predict(area.standardized_rows, tiling, ensemble, batch_size=16):
+        for row, p, _ in predict(area.standardized_rows, tiling, ensemble, batch_size=16):
             curve.update(p.mean(axis=0), area.truth[row : row + p.shape[1]])
     return curve
 
