@@ -1,29 +1,26 @@
 """Connected components of a raster that comes in strips, in memory that does not grow with its height.
 
-Each strip is labelled and vectorized alone. What reaches its last row stays open and is joined with the strip
-below; everything else is finished and handed on. The result is that of labelling the whole raster at once.
+Each strip is taken apart into the runs of pixels within its rows. Components that reach its last row stay open and
+are joined with the strip below; the others are finished and handed on. The result is that of labelling the whole
+raster at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
-import shapely
-from affine import Affine
 from numpy.typing import NDArray
-from rasterio.features import shapes
-from scipy.ndimage import label
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.intp]
-Geometries = NDArray[np.object_]
+from l4s_geo.outlines import Floats, Geometries, Ints, corners, outlines
 
-EIGHT = np.ones((3, 3), np.bool_)
+Values = NDArray[np.generic]
+
+#: What every component has totals of: row and column of its pixels, and their place in the raster in raster order.
+PLACES = ("row", "column", "place")
 
 
 @dataclass(frozen=True)
@@ -33,19 +30,20 @@ class Strip:
     Attributes:
         row: First row.
         mask: (h, w) bool, what is to be found.
-        layers: Per name the values at the mask's pixels in raster order, (mask.sum(),), NaN for none.
+        layers: Per name the values at the mask's pixels in raster order, (mask.sum(),), NaN for none; None for a
+            layer without any.
     """
 
     row: int
     mask: NDArray[np.bool_]
-    layers: Mapping[str, NDArray[np.generic]]
+    layers: Mapping[str, Values | None]
 
 
 @dataclass(frozen=True)
 class Totals:
     """Sum, number, lowest and highest of every layer's finite values, each (components, layers) float64.
 
-    Kept in a form that can be merged, since a component's pieces are met one after the other.
+    Kept in a form that can be merged, since a component's pixels are met one after the other.
     """
 
     names: tuple[str, ...]
@@ -62,16 +60,17 @@ class Totals:
         return cls(tuple(names), np.zeros(shape), np.zeros(shape), low, high)
 
     @classmethod
-    def of(cls, owner: Ints, n: int, layers: Mapping[str, NDArray[np.generic]]) -> Totals:
-        """Of ``n`` components from the pixels' values and the component that owns each pixel, (pixels,)."""
-        totals = cls.zero(tuple(layers), n)
-        for i, values in enumerate(layers.values()):
-            finite = np.isfinite(values)
-            own, v = owner[finite], values[finite].astype(np.float64)
-            totals.sums[:, i] = np.bincount(own, v, n)
-            totals.counts[:, i] = np.bincount(own, minlength=n)
-            np.minimum.at(totals.lows[:, i], own, v)
-            np.maximum.at(totals.highs[:, i], own, v)
+    def of(cls, lengths: Ints, layers: Mapping[str, Values | None]) -> Totals:
+        """Of runs of pixels that follow on each other, from the runs' lengths and the pixels' values."""
+        totals = cls.zero(tuple(layers), len(lengths))
+        starts = np.cumsum(lengths) - lengths
+        given = ((i, values) for i, values in enumerate(layers.values()) if values is not None and len(starts))
+        for i, values in given:
+            finite, v = np.isfinite(values), values.astype(np.float64)
+            totals.sums[:, i] = np.add.reduceat(np.where(finite, v, 0), starts)
+            totals.counts[:, i] = np.add.reduceat(finite, starts, dtype=np.float64)
+            totals.lows[:, i] = np.minimum.reduceat(np.where(finite, v, np.inf), starts)
+            totals.highs[:, i] = np.maximum.reduceat(np.where(finite, v, -np.inf), starts)
         return totals
 
     @classmethod
@@ -89,14 +88,24 @@ class Totals:
         arrays = (a[chosen] for a in (self.sums, self.counts, self.lows, self.highs))
         return Totals(self.names, *arrays)
 
-    def merged(self, group: Ints, n: int) -> Totals:
-        """Of ``n`` groups, from each component's group."""
-        out = Totals.zero(self.names, n)
-        np.add.at(out.sums, group, self.sums)
-        np.add.at(out.counts, group, self.counts)
-        np.minimum.at(out.lows, group, self.lows)
-        np.maximum.at(out.highs, group, self.highs)
-        return out
+    def beside(self, other: Totals) -> Totals:
+        """With the layers of another, of the same components."""
+        mine, others = ((t.sums, t.counts, t.lows, t.highs) for t in (self, other))
+        return Totals(self.names + other.names, *(np.hstack(pair) for pair in zip(mine, others, strict=True)))
+
+    def merged(self, group: Ints) -> Totals:
+        """Of groups from each component's group; every group up to the highest has a component."""
+        order = np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        if not len(starts):
+            return self
+        return Totals(
+            self.names,
+            np.add.reduceat(self.sums[order], starts),
+            np.add.reduceat(self.counts[order], starts),
+            np.minimum.reduceat(self.lows[order], starts),
+            np.maximum.reduceat(self.highs[order], starts),
+        )
 
     def sum(self, name: str) -> Floats:
         """(components,) sum of a layer."""
@@ -127,7 +136,7 @@ class Components:
     """Finished components.
 
     Attributes:
-        totals: Of their pixels.
+        totals: Of their pixels, of ``PLACES`` and the layers.
         geometry: (components,) MultiPolygon in pixel coordinates (x = column, y = row), always valid.
     """
 
@@ -135,148 +144,149 @@ class Components:
     geometry: Geometries
 
 
+Keep = Callable[[Totals], NDArray[np.bool_]]
+
+
 @dataclass(frozen=True)
-class _Front:
-    """Components that reach the last row read and may go on.
+class _Open:
+    """Components that may go on below the rows read so far. Places and corners as in ``outlines``.
 
     Attributes:
         totals: So far.
-        pieces: (pieces,) Polygon, what is vectorized of them.
-        owner: (pieces,) index of the component.
-        labels: (width,) the component of each pixel of the last row plus one, or 0.
+        component: (pieces,) the component that each four-connected piece belongs to.
+        corner: (corners,) of their outlines.
+        piece: (corners,) the piece that each corner belongs to.
+        begin: (runs,) places where the runs of the last row begin.
+        end: (runs,) places where they end.
+        owner: (runs,) the piece that each run belongs to.
     """
 
     totals: Totals
-    pieces: Geometries
+    component: Ints
+    corner: Ints
+    piece: Ints
+    begin: Ints
+    end: Ints
     owner: Ints
-    labels: Ints
+
+    @classmethod
+    def nothing(cls, layers: Sequence[str]) -> _Open:
+        """Above the first row."""
+        return cls(Totals.zero((*PLACES, *layers)), *(np.empty(0, np.int64) for _ in range(6)))
+
+    def only(self, chosen: NDArray[np.bool_]) -> _Open:
+        """Some of the components, (components,)."""
+        pieces = chosen[self.component]
+        corners, runs = pieces[self.piece], pieces[self.owner]
+        rank, number = np.cumsum(chosen) - 1, np.cumsum(pieces) - 1
+        return _Open(
+            self.totals[chosen],
+            rank[self.component[pieces]],
+            self.corner[corners],
+            number[self.piece[corners]],
+            self.begin[runs],
+            self.end[runs],
+            number[self.owner[runs]],
+        )
 
 
-def trace(strips: Iterable[Strip], keep: Callable[[Totals], NDArray[np.bool_]] | None = None) -> Iterator[Components]:
-    """Find 8-connected components.
+class Tracer:
+    """Finds 8-connected components.
 
     Args:
-        strips: From top to bottom without gaps, all with the same width and layers.
-        keep: Which components to keep, from their totals; the others are never vectorized unless they lie
-            across a border between strips. Everything is kept by default.
-
-    Yields:
-        Components as soon as they are complete, in no particular order.
+        layers: Of the strips.
+        keep: Which components to keep, from their totals; the others are never outlined. Everything is kept by
+            default.
     """
-    front = None
-    for strip in strips:
-        if front is None:
-            width = strip.mask.shape[1]
-            front = _Front(Totals.zero(tuple(strip.layers)), *_nothing(), labels=np.zeros(width, dtype=np.intp))
-            end = Strip(0, np.zeros((1, width), np.bool_), {name: np.zeros(0) for name in strip.layers})
-        closed, front = _advance(front, strip, keep)
-        if len(closed.totals):
-            yield closed
-    if front is not None:
-        yield _advance(front, end, keep)[0]
+
+    def __init__(self, layers: Sequence[str], keep: Keep | None = None) -> None:
+        self._layers = tuple(layers)
+        self._keep = keep
+        self._open = _Open.nothing(layers)
+        self._width = 0
+
+    def add(self, strip: Strip) -> Components:
+        """Go on with the strip below the last one, of the same width.
+
+        Returns:
+            The components that it completes, in no particular order.
+        """
+        self._width = strip.mask.shape[1]
+        joined = _join(self._open, strip, self._width + 1)
+        goes_on = np.zeros(len(joined.totals), np.bool_)
+        goes_on[joined.component[joined.owner]] = True
+        self._open = joined.only(goes_on)
+        done = joined.only(~goes_on if self._keep is None else ~goes_on & self._keep(joined.totals))
+        return Components(done.totals, outlines(done.corner, done.piece, done.component, self._width + 1))
+
+    def end(self) -> Components:
+        """The components that the last strip left open."""
+        return self.add(Strip(0, np.zeros((1, self._width), np.bool_), dict.fromkeys(self._layers)))
 
 
-def _nothing() -> tuple[Geometries, Ints]:
-    return np.empty(0, dtype=object), np.empty(0, dtype=np.intp)
+def _join(above: _Open, strip: Strip, stride: int) -> _Open:
+    """Components of a strip and of what is above, with the runs of the strip's last row."""
+    begin, end = _runs(strip.mask, strip.row)
+    totals = _of_places(begin, end, stride).beside(Totals.of(end - begin, strip.layers))
+    last = len(above.begin) + int(np.searchsorted(begin, (strip.row + len(strip.mask) - 1) * stride))
+    # Nodes of a graph: the pieces above, the runs of the strip, the components above
+    pieces, nodes = len(above.component), len(above.component) + len(begin)
+    node = np.concatenate([above.owner, np.arange(pieces, nodes)])
+    begin, end = np.concatenate([above.begin, begin]), np.concatenate([above.end, end])
+    upper, lower, along = _touching(begin, end, stride)
+    i, j = node[upper], node[lower]
+    piece = _groups(nodes, i[along], j[along])
+    i, j = np.concatenate([i, np.arange(pieces)]), np.concatenate([j, nodes + above.component])
+    group = _groups(nodes + len(above.totals), i, j)
+
+    component = np.empty(piece.max(initial=-1) + 1, np.int64)
+    component[piece] = group[:nodes]
+    corner, run = corners(begin, end, stride, len(above.begin), last)
+    return _Open(
+        Totals.concatenate([above.totals, totals]).merged(np.concatenate([group[nodes:], group[pieces:nodes]])),
+        component,
+        np.concatenate([above.corner, corner]),
+        piece[np.concatenate([above.piece, node[run]])],
+        begin[last:],
+        end[last:],
+        piece[node[last:]],
+    )
 
 
-def _advance(
-    front: _Front, strip: Strip, keep: Callable[[Totals], NDArray[np.bool_]] | None
-) -> tuple[Components, _Front]:
-    """Join a strip to the components above it; those that it does not carry on are closed."""
-    labels, n = label(strip.mask, EIGHT)
-    above = len(front.totals)
-    group, count = _join(front.labels, labels[0], above, n)
-    pieces = Totals.of(labels[strip.mask] - 1, n, strip.layers)
-    totals = Totals.concatenate([front.totals, pieces]).merged(group, count)
-
-    # Entry 0 is the background, entry i + 1 the group of piece i plus one
-    lookup = np.concatenate([[0], group[above:] + 1]).astype(np.int32)
-    last = lookup[labels[-1]]
-    goes_on = np.zeros(count, np.bool_)
-    goes_on[last[last > 0] - 1] = True
-    closed = ~goes_on if keep is None else ~goes_on & keep(totals)
-    lookup[1:] *= (goes_on | closed)[group[above:]]
-
-    fresh, fresh_owner = _vectorize(lookup[labels], strip.row)
-    geometry = np.concatenate([front.pieces, fresh])
-    owner = np.concatenate([group[front.owner], fresh_owner])
-    torn = np.zeros(count, np.bool_)
-    torn[group[:above]] = True
-
-    done, going = closed[owner], goes_on[owner]
-    rank, place = np.cumsum(closed) - 1, np.cumsum(goes_on) - 1
-    components = Components(totals[closed], _assemble(geometry[done], rank[owner[done]], torn[closed]))
-    labels_below = np.where(last > 0, place[last - 1] + 1, 0) if count else last
-    return components, _Front(totals[goes_on], geometry[going], place[owner[going]], labels_below)
+def _runs(mask: NDArray[np.bool_], row: int) -> tuple[Ints, Ints]:
+    """Places where the runs of pixels in a strip's rows begin and end, (runs,) each, in raster order."""
+    h, w = mask.shape
+    # A column without pixels, so that no run goes on in the next row
+    line = np.zeros((h, w + 1), np.bool_)
+    line[:, :w] = mask
+    flat = line.ravel()
+    change = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    change = np.concatenate([np.zeros(int(flat[0]), change.dtype), change]) + row * (w + 1)
+    return change[::2], change[1::2]
 
 
-def _join(above: Ints, below: NDArray[np.int32], m: int, n: int) -> tuple[Ints, int]:
-    """Group ``m`` open components and ``n`` pieces of the next strip that touch, also at corners.
-
-    Returns:
-        (m + n,) group of each, components first, and the number of groups.
-    """
-    w = len(above)
-    pairs = []
-    for shift in (-1, 0, 1):
-        a = above[max(0, -shift) : w - max(0, shift)]
-        b = below[max(0, shift) : w - max(0, -shift)]
-        both = (a > 0) & (b > 0)
-        pairs.append(np.stack([a[both] - 1, b[both] - 1 + m]))
-    i, j = np.concatenate(pairs, axis=1)
-    if m + n == 0:
-        return np.empty(0, np.intp), 0
-    links = coo_array((np.ones(len(i), np.bool_), (i, j)), shape=(m + n, m + n))
-    count, group = connected_components(links, directed=False)
-    return group.astype(np.intp), count
+def _of_places(begin: Ints, end: Ints, stride: int) -> Totals:
+    """Totals of ``PLACES`` of runs."""
+    row, column = np.divmod(begin, stride)
+    low = np.column_stack([row, column, begin - row]).astype(np.float64)
+    count = np.repeat((end - begin)[:, None], 3, axis=1).astype(np.float64)
+    high = low + (count - 1) * [0, 1, 1]
+    return Totals(PLACES, (low + high) / 2 * count, count, low, high)
 
 
-def _vectorize(image: NDArray[np.int32], row: int) -> tuple[Geometries, Ints]:
-    """Outlines of a strip's pieces in pixel coordinates, and the value of each less one.
-
-    Four-connected, since outlines through a corner would be invalid polygons: a component that hangs together
-    by a corner comes as several polygons, a valid MultiPolygon in the end.
-    """
-    found = list(shapes(image, mask=image > 0, connectivity=4, transform=Affine.translation(0, row)))
-    if not found:
-        return _nothing()
-    polygons = [outline["coordinates"] for outline, _ in found]
-    rings = list(chain.from_iterable(polygons))
-    vertices = np.fromiter(chain.from_iterable(rings), dtype=(np.float64, 2))
-    offsets = _offsets(rings), _offsets(polygons)
-    geometry = shapely.from_ragged_array(shapely.GeometryType.POLYGON, vertices, offsets)
-    return geometry, np.array([value for _, value in found], dtype=np.intp) - 1
+def _touching(begin: Ints, end: Ints, stride: int) -> tuple[Ints, Ints, NDArray[np.bool_]]:
+    """Pairs of runs in neighbouring rows that touch: the upper, the lower, and whether by more than a corner."""
+    first = np.searchsorted(end, begin + stride)
+    number = np.searchsorted(begin, end + stride, side="right") - first
+    upper = np.repeat(np.arange(len(begin)), number)
+    lower = np.arange(len(upper)) + np.repeat(first - np.cumsum(number) + number, number)
+    return upper, lower, (begin[lower] < end[upper] + stride) & (end[lower] > begin[upper] + stride)
 
 
-def _offsets(groups: Sequence[Sequence[object]]) -> Ints:
-    """Where each group starts in the list of all their members, and where the last one ends."""
-    return np.cumsum([0, *map(len, groups)])
-
-
-def _assemble(pieces: Geometries, owner: Ints, torn: NDArray[np.bool_]) -> Geometries:
-    """One MultiPolygon per component; the pieces of those ``torn`` by a border between strips are dissolved.
-
-    Pixel coordinates are whole numbers, so dissolving is exact.
-    """
-    order = np.argsort(owner, kind="stable")
-    pieces, owner = pieces[order], owner[order]
-    split = torn[owner]
-    parts, owners = [pieces[~split]], [owner[~split]]
-    ids, starts = np.unique(owner[split], return_index=True)
-    if len(ids):
-        whole = [shapely.union_all(group) for group in np.split(pieces[split], starts[1:])]
-        # Zero tolerance: only the vertices that the borders left on straight lines go
-        polygons, index = shapely.get_parts(shapely.simplify(whole, 0), return_index=True)
-        parts.append(polygons)
-        owners.append(ids[index])
-    polygons, owner = np.concatenate(parts), np.concatenate(owners)
-    return multipolygons(polygons, owner, len(torn))
-
-
-def multipolygons(polygons: Geometries, owner: Ints, n: int) -> Geometries:
-    """Collect polygons by their owner, 0 to ``n - 1``, into (n,) MultiPolygon."""
-    order = np.argsort(owner, kind="stable")
-    out = np.empty(n, dtype=object)
-    shapely.multipolygons(polygons[order], indices=owner[order], out=out)
-    return out
+def _groups(n: int, i: Ints, j: Ints) -> Ints:
+    """The group of each of ``n`` nodes, of which ``i`` and ``j`` belong together."""
+    if n == 0:
+        return np.empty(0, np.int64)
+    links = coo_array((np.ones(len(i), np.bool_), (i, j)), shape=(n, n))
+    group: Ints = connected_components(links, directed=False)[1].astype(np.int64)
+    return group

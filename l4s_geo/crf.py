@@ -1,24 +1,36 @@
-"""Dense CRF: moves the borders of landslides to where the image changes, in haloed blocks.
+"""Dense CRF: moves the borders of landslides to where the image changes, in haloed blocks and several processes.
 
 Kraehenbuehl and Koltun (2011), "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials",
 NeurIPS 24: two labels, a Potts model, one kernel over position (smoothness) and one over position and colour
 (appearance), mean-field inference on a permutohedral lattice.
+
+Worker processes import this module, so what only ``refine_blocks`` needs is imported there.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import product
 from math import ceil, isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.windows import Window
-from scipy.ndimage import maximum_filter, minimum_filter
 
 from l4s_geo.errors import InputError
+from l4s_geo.threads import in_order
+from l4s_geo.workers import processes, usable_cores
+
+if TYPE_CHECKING:
+    from rasterio.windows import Window
+
+    #: Window of a block without its halo, where it lies in the block, probabilities, and where they may change.
+    _Block = tuple[Window, tuple[slice, slice], NDArray[np.float32], NDArray[np.bool_]]
 
 #: Standardized values that become 0 and 255. Fixed, so that neighbouring blocks see the same colours.
 COLOUR_RANGE = (-3.0, 5.0)
@@ -26,8 +38,17 @@ COLOUR_RANGE = (-3.0, 5.0)
 #: Probabilities are kept this far from 0 and 1: their log-odds must be finite.
 _EPS = 1e-6
 
-#: A Gaussian kernel has fallen to 1 % at three times its width.
-_HALO_WIDTHS = 3
+#: After so many kernel widths along rows and along columns the permutohedral lattice repeats: pydensecrf scales feature
+#: i by (d + 1) sqrt(2 / 3) / sqrt((i + 1) (i + 2)), i = 1, 2, onto a lattice of period d + 1.
+_LATTICE_PERIOD = np.sqrt([3.0, 9.0])
+
+#: Processes that are started by default at most: one process, which reads the blocks, could hardly feed more.
+_MOST_WORKERS = 8
+
+#: Rasters of fewer blocks are refined before processes would have started; blocks that may wait for each process.
+_FEW, _AHEAD = 16, 8
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,9 +88,18 @@ class CrfParams:
             raise InputError(f"CRF: need 0 <= lo < threshold < hi <= 1, got {self}.")
 
     @property
+    def reach(self) -> int:
+        """How far around pixels that may change others take part: one kernel width.
+
+        With three, where a Gaussian has fallen to 1 %, the CRF takes up to twice the time, and fewer than 0.01 % of the
+        pixels of Hokkaido and Taitung come to lie on the other side of the threshold.
+        """
+        return ceil(max(self.gaussian_sxy, self.bilateral_sxy))
+
+    @property
     def halo(self) -> int:
-        """Pixels around a block that its refinement looks at."""
-        return ceil(_HALO_WIDTHS * max(self.gaussian_sxy, self.bilateral_sxy))
+        """Pixels around a block that are looked at: more than ``reach``, as blocks cut through undecided areas."""
+        return 2 * self.reach
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -108,7 +138,12 @@ def to_uint8(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
-def refine(prob: NDArray[np.float32], image: NDArray[np.uint8], params: CrfParams | None = None) -> NDArray[np.float32]:
+def refine(
+    prob: NDArray[np.float32],
+    image: NDArray[np.uint8],
+    params: CrfParams | None = None,
+    corner: tuple[int, int] = (0, 0),
+) -> NDArray[np.float32]:
     """Landslide probability after dense CRF inference over the whole array.
 
     Pixels that were not seen are no nodes of the CRF, so they pass nothing on to their neighbours.
@@ -117,6 +152,8 @@ def refine(prob: NDArray[np.float32], image: NDArray[np.uint8], params: CrfParam
         prob: (h, w) landslide probability, NaN where not seen.
         image: (h, w, 3) colours, see ``to_uint8``.
         params: Kernels, weights and the threshold; defaults when None.
+        corner: Row and column of the first pixel in the raster that the array was cut from. Inference is approximate
+            on a lattice; this puts all parts of a raster on the same one.
 
     Returns:
         (h, w) float32 probability, NaN exactly where ``prob`` is.
@@ -128,7 +165,7 @@ def refine(prob: NDArray[np.float32], image: NDArray[np.uint8], params: CrfParam
     refined = prob.astype(np.float32, copy=True)
     seen = np.isfinite(prob)
     if seen.any():
-        refined[seen] = _mean_field(prob[seen], np.argwhere(seen), image[seen], params)
+        refined[seen] = _mean_field(prob[seen], np.argwhere(seen) + corner, image[seen], params)
     return refined
 
 
@@ -146,16 +183,24 @@ def _mean_field(
     odds = _log_odds(prob) - offset
     crf = DenseCRF(prob.size, 2)
     crf.setUnaryEnergy(np.stack([np.logaddexp(0, odds), np.logaddexp(0, -odds)]).astype(np.float32))
-    xy = np.ascontiguousarray(position.T, dtype=np.float32)
     if params.gaussian_compat:
-        crf.addPairwiseEnergy(xy / np.float32(params.gaussian_sxy), compat=params.gaussian_compat)
+        crf.addPairwiseEnergy(_in_widths(position, params.gaussian_sxy), compat=params.gaussian_compat)
     if params.bilateral_compat:
         rgb = np.ascontiguousarray(colour.T, dtype=np.float32) / np.float32(params.bilateral_srgb)
-        features = np.concatenate([xy / np.float32(params.bilateral_sxy), rgb])
+        features = np.concatenate([_in_widths(position, params.bilateral_sxy), rgb])
         crf.addPairwiseEnergy(features, compat=params.bilateral_compat)
     landslide = np.asarray(crf.inference(params.iterations), dtype=np.float32)[1]
     refined: NDArray[np.float32] = (1 / (1 + np.exp(-(_log_odds(landslide) + offset)))).astype(np.float32)
     return refined
+
+
+def _in_widths(position: NDArray[np.int64], width: float) -> NDArray[np.float32]:
+    """Positions (n, 2) in widths of a kernel (2, n), small: whole periods of the lattice in front of all are left out.
+
+    The lattice counts its vertices in 16 bits, and float32 is finer near 0.
+    """
+    periods = np.floor(position.min(axis=0) / width / _LATTICE_PERIOD)
+    return np.ascontiguousarray((position / width - periods * _LATTICE_PERIOD).T, dtype=np.float32)
 
 
 def _log_odds(prob: Any) -> Any:
@@ -175,6 +220,8 @@ def needs_refinement(prob: NDArray[np.float32], params: CrfParams) -> NDArray[np
         (h, w) bool: seen, and undecided (``lo < prob < hi``) or no further than the smoothness kernel's width
         from an edge of the thresholded mask. A border to pixels that were not seen is no edge.
     """
+    from scipy.ndimage import maximum_filter, minimum_filter
+
     seen = np.isfinite(prob)
     above = prob >= params.threshold
     size = 2 * ceil(params.gaussian_sxy) + 1
@@ -190,13 +237,15 @@ def refine_blocks(
     read_prob: Callable[[Window], NDArray[np.float32]],
     read_image: Callable[[Window], NDArray[np.uint8]],
     params: CrfParams | None = None,
-    block: int = 512,
-) -> Iterator[tuple[Window, NDArray[np.float32]]]:
-    """Refine a raster of any size block by block.
+    block: int = 256,
+    workers: int | None = None,
+) -> Generator[tuple[Window, NDArray[np.float32]]]:
+    """Refine a raster of any size block by block, in worker processes unless it is small.
 
-    Inference runs only for blocks that hold pixels of ``needs_refinement``, and only these pixels change: the
-    result does not depend on which blocks were skipped. Each block is read with a halo as wide as the kernels
-    reach, so ``read_prob`` must go on giving the unrefined probabilities: write the results elsewhere.
+    Inference runs only around pixels of ``needs_refinement``, and only these pixels change: the result does not
+    depend on which blocks were skipped, nor on the number of workers. Each block is read with a halo, so ``read_prob``
+    must go on giving the unrefined probabilities: write the results elsewhere. Both readers are called by the thread
+    that takes the results. Close the iterator where it may be left early; the processes end with it.
 
     Args:
         height: Rows of the raster.
@@ -204,24 +253,71 @@ def refine_blocks(
         read_prob: Gives (h, w) probabilities of a window inside the raster, NaN where not seen.
         read_image: Gives (h, w, 3) colours of a window; called only for blocks that are refined.
         params: Parameters of the CRF; defaults when None.
-        block: Side of a block without its halo, in pixels.
+        block: Side of a block without its halo, in pixels. Small ones stay in the processor's cache.
+        workers: Processes; with 1, blocks are refined in this one. None: one for every core, up to 8.
 
     Yields:
         Window and its (h, w) float32 probabilities, row by row of blocks; they cover the raster exactly once.
+
+    Raises:
+        InputError: pydensecrf2 is not installed.
+        L4SError: A worker process was ended from outside.
     """
     params = params or CrfParams()
-    for row in range(0, height, block):
-        for col in range(0, width, block):
-            top, left = max(0, row - params.halo), max(0, col - params.halo)
-            bottom, right = min(row + block, height), min(col + block, width)
-            outer = Window(left, top, min(right + params.halo, width) - left, min(bottom + params.halo, height) - top)
-            core = np.s_[row - top : bottom - top, col - left : right - left]
-            prob = read_prob(outer)
-            mask = np.zeros(prob.shape, np.bool_)
-            mask[core] = needs_refinement(prob, params)[core]
-            if mask.any():
-                # Pixels out of every kernel's reach would only cost time: they are left out like unseen ones.
-                near = maximum_filter(mask, size=2 * params.halo + 1)
-                refined = refine(np.where(near, prob, np.float32(np.nan)), read_image(outer), params)
-                prob = np.where(mask, refined, prob)
-            yield Window(col, row, right - col, bottom - row), prob[core]
+    workers = workers or min(usable_cores(), _MOST_WORKERS)
+    blocks = _read_blocks(height, width, read_prob, read_image, params, block)
+    few = workers == 1 or height * width < _FEW * block**2
+    begun: deque[_Block] = deque()
+    with nullcontext() if few else processes(workers) as pool:
+
+        def refined() -> Iterator[Future[NDArray[np.float32]]]:
+            for found, call in blocks:
+                begun.append(found)
+                if call is not None and pool is not None:
+                    yield pool.submit(refine, *call)
+                else:
+                    yield _done(found[2] if call is None else refine(*call))
+
+        with closing(in_order(refined(), 0 if few else _AHEAD * workers)) as answers:
+            for answer in answers:
+                window, core, prob, where = begun.popleft()
+                yield window, np.where(where, answer, prob)[core]
+
+
+def _done(value: T) -> Future[T]:
+    """A future whose result is there."""
+    future: Future[T] = Future()
+    future.set_result(value)
+    return future
+
+
+def _read_blocks(
+    height: int,
+    width: int,
+    read_prob: Callable[[Window], NDArray[np.float32]],
+    read_image: Callable[[Window], NDArray[np.uint8]],
+    params: CrfParams,
+    block: int,
+) -> Iterator[tuple[_Block, tuple[Any, ...] | None]]:
+    """Blocks with their halo, row by row, and the arguments of ``refine`` where something may change.
+
+    Pixels out of reach of those that may change are left out like unseen ones.
+    """
+    from rasterio.windows import Window
+    from scipy.ndimage import maximum_filter
+
+    halo = params.halo
+    for row, col in product(range(0, height, block), range(0, width, block)):
+        top, left = max(0, row - halo), max(0, col - halo)
+        bottom, right = min(row + block, height), min(col + block, width)
+        outer = Window(left, top, min(right + halo, width) - left, min(bottom + halo, height) - top)
+        core = np.s_[row - top : bottom - top, col - left : right - left]
+        prob = read_prob(outer)
+        needed = needs_refinement(prob, params)
+        where = np.zeros_like(needed)
+        where[core] = needed[core]
+        call = None
+        if where.any():
+            near = maximum_filter(needed, size=2 * params.reach + 1)
+            call = np.where(near, prob, np.float32(np.nan)), read_image(outer), params, (top, left)
+        yield (Window(col, row, right - col, bottom - row), core, prob, where), call

@@ -14,7 +14,7 @@ from pyproj.crs import ProjectedCRS
 from pyproj.crs.coordinate_operation import LambertAzimuthalEqualAreaConversion
 from rasterio.crs import CRS
 
-from l4s_geo.components import Floats, Geometries
+from l4s_geo.outlines import Floats, Geometries
 
 Projection = Callable[[Floats], Floats]
 
@@ -71,8 +71,12 @@ class EqualArea:
     def flat(self, geometry: Geometries) -> Geometries:
         """Coordinates of the map to metres."""
         a, b, _, d, e, _ = self.transform[:6]
-        pixel = max(np.hypot(a, d), np.hypot(b, e))
-        return each(shapely.segmentize(geometry, LONG_EDGE * pixel), self.forward)
+        limit = LONG_EDGE * max(np.hypot(a, d), np.hypot(b, e))
+        left, bottom, right, top = shapely.bounds(geometry).T
+        wide = np.hypot(right - left, top - bottom) > limit  # the others have no such edge
+        dense = geometry.copy()
+        dense[wide] = shapely.segmentize(geometry[wide], limit)
+        return each(dense, self.forward)
 
 
 def _projection(source: ProjCRS, target: ProjCRS) -> Projection:

@@ -154,6 +154,15 @@ class Ensemble:
         found: NDArray[np.float32] = self.answer(torch.from_numpy(images).to(self.device), self.networks).cpu().numpy()
         return found
 
+    def _fitting(self, x: Tensor, networks: Sequence[nn.Module]) -> Tensor:
+        """Answers in as many parts as the device's memory asks for."""
+        try:
+            return self.answer(x, networks)
+        except torch.OutOfMemoryError:
+            if len(x) == 1:
+                raise InputError("The device has not enough memory for one patch. Map with --device cpu.") from None
+        return torch.cat([self._fitting(half, networks) for half in x.tensor_split(2)])
+
     def answer(self, x: Tensor, networks: Sequence[nn.Module]) -> Tensor:
         """Probabilities (N, networks, h, w) float32 of standardized patches (N, C, h, w) on the networks' device."""
         turns = [(k, flip) for flip in (False, True) for k in range(4)] if self.tta else [(0, False)]
@@ -165,14 +174,17 @@ class Ensemble:
         """The number format of the forward pass."""
         return torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    @torch.inference_mode()
     def batch(self, batch: Batch, patch: int, normalizer: Normalizer | None) -> Tensor:
-        """Answers (N, K, patch, patch) to a batch, on one of the devices; any thread may call."""
+        """Answers (N, K, patch, patch) to a batch; any thread may call."""
+        return self.anywhere(lambda device: cut_patches(batch, patch, normalizer, device))
+
+    @torch.inference_mode()
+    def anywhere(self, patches_on: Callable[[torch.device], Tensor]) -> Tensor:
+        """Answers to patches that are made on whichever device is free; any thread may call."""
         replica = self._free.get()
         try:
             with torch.cuda.stream(replica.stream) if replica.stream else nullcontext():
-                x = _cut(batch, patch, normalizer, replica.device)
-                found = self.answer(x, replica.networks).to(self.device)
+                found = self._fitting(patches_on(replica.device), replica.networks).to(self.device)
             if replica.stream:
                 replica.stream.synchronize()
                 found.record_stream(torch.cuda.current_stream(self.device))  # used there, allocated here
@@ -197,8 +209,8 @@ def _forward(networks: Sequence[nn.Module], x: Tensor) -> Tensor:
     return torch.cat([n(x) for n in networks], dim=1).float().sigmoid()
 
 
-def _cut(batch: Batch, patch: int, normalizer: Normalizer | None, device: torch.device) -> Tensor:
-    """Standardized patches (N, C, patch, patch) on the device, where they are standardized and cut."""
+def cut_patches(batch: Batch, patch: int, normalizer: Normalizer | None, device: torch.device) -> Tensor:
+    """Standardized patches (N, C, patch, patch) of a batch on the device, where they are standardized and cut."""
     padded = pad(batch.image, patch), pad(batch.valid, patch)
     image, valid = (torch.from_numpy(np.ascontiguousarray(a)) for a in padded)
     if device.type == "cuda":
@@ -296,7 +308,7 @@ def predict(
         return batch, ensemble.batch(batch, tiling.patch, normalizer)
 
     threads = len(ensemble.replicas)
-    with _one_core_each(ensemble), closing(prefetched(strips(), ROWS_AHEAD)) as read_ahead:
+    with one_core_each(ensemble), closing(prefetched(strips(), ROWS_AHEAD)) as read_ahead:
         cut = (batch for strip in read_ahead for batch in batches(strip, tiling, size))
         with closing(ahead(cut, answer, threads=threads, depth=2 * threads)) as answered:
             rows = (_row(list(group)) for _, group in groupby(answered, key=lambda found: found[0].row))
@@ -313,7 +325,7 @@ def _row(parts: Sequence[tuple[Batch, Tensor]]) -> PatchRow:
 
 
 @contextmanager
-def _one_core_each(ensemble: Ensemble) -> Iterator[None]:
+def one_core_each(ensemble: Ensemble) -> Iterator[None]:
     """Keep torch from using all cores in every thread while several work."""
     before = torch.get_num_threads()
     if ensemble.device.type == "cpu" and len(ensemble.replicas) > 1:

@@ -138,7 +138,7 @@ def _replace(path: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _failing_as(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Say which output could not be written where a library fails."""
     try:
         yield
@@ -151,7 +151,7 @@ def _place(path: Path, until: ExitStack | None) -> Iterator[Path]:
     """Where to write an output that is put in place at the end of this block, or of ``until`` if given."""
     with ExitStack() as own:
         temporary = (until or own).enter_context(atomic(path))
-        with _failing_as(path):
+        with writing(path):
             yield temporary
 
 

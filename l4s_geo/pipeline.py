@@ -19,10 +19,11 @@ from torch import Tensor
 
 from l4s_geo import crf
 from l4s_geo.errors import InputError
-from l4s_geo.inference import Ensemble, Rows, choose_devices, choose_dtype, predict
+from l4s_geo.inference import Ensemble, ReadRows, Rows, choose_devices, choose_dtype, predict
 from l4s_geo.journal import Journal, journal, stamp
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
+from l4s_geo.models.fold import for_inference
 from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer, RobustStats
 from l4s_geo.progress import Progress
@@ -76,18 +77,20 @@ class Plan:
     def ensemble(self) -> Ensemble:
         """The networks, ready to answer on the devices that the options name."""
         devices = choose_devices(self.options.device)
-        networks = [registry.load_network(m, n) for m in self.models for n in m.card.networks]
+        networks = [
+            for_inference(registry.load_network(m, n), len(m.card.bands)) for m in self.models for n in m.card.networks
+        ]
         dtype = choose_dtype(self.options.dtype, devices[0])
         return Ensemble(networks, devices, dtype, tta=self.settings.tta, workers=self.options.workers)
 
+    def reader(self, scene: Scene) -> ReadRows:
+        """Reads what the networks want to see, before it is standardized."""
+        return lambda row, rows: scene.read(Window(0, row, scene.grid.width, rows), self.normalizer.bands)
+
     def rows(self, scene: Scene, ensemble: Ensemble, first: int = 0, end: int | None = None) -> Generator[Rows]:
         """``LAYERS`` of scene rows from ``first`` to before ``end``; they do not depend on where one begins."""
-
-        def read(row: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-            return scene.read(Window(0, row, scene.grid.width, rows), self.normalizer.bands)
-
         return predict(
-            read,
+            self.reader(scene),
             Tiling(*scene.grid.shape, PATCH, self.settings.stride),
             ensemble,
             batch_size=self.options.batch_size,
@@ -284,9 +287,10 @@ def _refine(
         return raster.read(window, LAYERS[0])
 
     progress.start("refining", h * w)
-    for window, values in crf.refine_blocks(h, w, prob, image, params):
-        raster.write(window, values, REFINED)
-        progress.advance(values.size)
+    with closing(crf.refine_blocks(h, w, prob, image, params, workers=workers)) as blocks:
+        for window, values in blocks:
+            raster.write(window, values, REFINED)
+            progress.advance(values.size)
     raster.rename(REFINED, LAYERS[0])
     progress.finish()
 

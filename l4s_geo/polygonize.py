@@ -12,12 +12,12 @@ from typing import Any, Self
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from l4s_geo.errors import InputError, reason
 from l4s_geo.progress import Progress
-from l4s_geo.raster import row_windows
 from l4s_geo.results import (
     LAYERS,
     Clock,
@@ -77,6 +77,7 @@ class ProbabilityRaster:
             raise InputError(f"{path} is no probability raster: it needs a CRS and floating-point values from 0 to 1.")
         self.grid = Grid(f.crs, f.transform, f.width, f.height)
         self.tags: dict[str, str] = f.tags()
+        self._nan = f.mask_flag_enums[0] == [MaskFlags.nodata] and bool(np.isnan(f.nodata))
 
     def read(self, window: Window, layer: str) -> NDArray[np.float32]:
         """One layer (h, w), NaN where not seen; a single-band raster has no agreement and uncertainty (NaN)."""
@@ -84,10 +85,11 @@ class ProbabilityRaster:
         if index > self._file.count:
             return np.full((int(window.height), int(window.width)), np.nan, np.float32)
         try:
-            read = self._file.read(index, window=window, masked=True)
+            # A mask costs time and says nothing new where nodata is NaN, as in what `--prob` writes
+            read = self._file.read(index, window=window, masked=not self._nan)
         except RasterioError as e:
             raise InputError(f"{self.path} is damaged: {reason(e)}. Make it again with `l4s-map --prob`.") from e
-        values: NDArray[np.float32] = read.filled(np.nan).astype(np.float32)
+        values: NDArray[np.float32] = np.ma.filled(read, np.nan).astype(np.float32, copy=False)
         if (values < 0).any() or (values > 1).any():
             raise InputError(
                 f"{self.path} has values from {np.nanmin(values):g} to {np.nanmax(values):g}; "
@@ -131,7 +133,7 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         with clock.stage("polygons"):
             layers = vectorize(raster, terrain, raster.grid.crs, origin, **settings)
         progress.finish()
-        return write_all(options.out, layers, _provenance(options, raster, settings, made), clock)
+        return write_all(options.out, layers, _provenance(options, raster, settings, made, layers.seen_share), clock)
 
 
 def _threshold(options: PolygonizeOptions, raster: ProbabilityRaster) -> float:
@@ -144,16 +146,19 @@ def _threshold(options: PolygonizeOptions, raster: ProbabilityRaster) -> float:
 
 
 def _provenance(
-    options: PolygonizeOptions, raster: ProbabilityRaster, settings: dict[str, float], made: dict[str, Any]
+    options: PolygonizeOptions,
+    raster: ProbabilityRaster,
+    settings: dict[str, float],
+    made: dict[str, Any],
+    seen: float,
 ) -> dict[str, Any]:
-    seen = sum(int((~np.isnan(raster.read(w, LAYERS[0]))).sum()) for w in row_windows(raster.grid))
     inputs = {k: v for k, v in asdict(options).items() if k in ("prob", "dem", "slope") and v is not None}
     return {
         "versions": versions(),
         "inputs": {k: {"path": str(v), "bytes": file_size(v)} for k, v in inputs.items()},
         "settings": settings,
         "area_m2": ground_area(raster.grid),
-        "seen_share": round(seen / (raster.grid.width * raster.grid.height), 6),
+        "seen_share": round(seen, 6),
         "notes": [],
         "probabilities": made,
     }

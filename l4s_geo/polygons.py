@@ -13,17 +13,16 @@ from numpy.typing import NDArray
 from pyproj import CRS as ProjCRS
 from rasterio.crs import CRS
 
-from l4s_geo.components import Floats, Geometries, Strip, Totals, multipolygons, trace
+from l4s_geo.components import PLACES, Keep, Strip, Totals, Tracer
 from l4s_geo.equal_area import EqualArea, each
+from l4s_geo.outlines import Floats, Geometries, Ints
 from l4s_geo.spool import Spool
 
 Layer = NDArray[np.float32] | None
 
-#: What is gathered over the pixels of a landslide. ``order`` is the pixel's place in the raster, ``edge`` is
-#: 1 beside what was not seen, ``east`` and ``north`` are the unit vector of the aspect.
-LAYERS = (
-    "row", "column", "order", "edge", "prob", "agreement", "uncertainty", "dem", "slope", "east", "north",
-)  # fmt: skip
+#: What is gathered over the pixels of a landslide beside their places. ``edge`` is 1 beside what was not seen,
+#: ``east`` and ``north`` are the unit vector of the aspect.
+LAYERS = ("edge", "prob", "agreement", "uncertainty", "dem", "slope", "east", "north")
 
 #: Polygons that are in memory at a time.
 PART = 10_000
@@ -56,7 +55,25 @@ class Block:
     aspect: Layer = None
 
 
-def landslide_polygons(
+@dataclass(frozen=True)
+class ScenePolygons:
+    """Layers of a scene, in parts that can be taken once; at least one each, with at most ``PART`` rows.
+
+    Attributes:
+        landslides: One row per landslide, ordered by the first pixel from the top left; valid MultiPolygons; columns
+            ``id area_m2 perimeter_m length_m width_m prob_mean prob_max agreement uncertainty elev_min elev_max
+            relief_m slope_mean slope_max aspect_deg edge geometry``. Length and width are the sides of the smallest
+            rotated rectangle around. What was not given is NaN. An empty result has all columns.
+        not_seen: Likewise what was not seen: nodata, cloud; columns ``id area_m2 geometry``.
+        seen: Number of pixels that were seen.
+    """
+
+    landslides: Iterator[gpd.GeoDataFrame]
+    not_seen: Iterator[gpd.GeoDataFrame]
+    seen: int
+
+
+def scene_polygons(
     blocks: Iterable[Block],
     *,
     transform: Affine,
@@ -65,14 +82,14 @@ def landslide_polygons(
     min_area_m2: float = 0.0,
     max_hole_m2: float = 0.0,
     simplify_m: float = 0.0,
-) -> Iterator[gpd.GeoDataFrame]:
-    """Make polygons of the pixels whose probability reaches the threshold.
+) -> ScenePolygons:
+    """Make polygons of the pixels whose probability reaches the threshold, and of those that were not seen.
 
     Pixels that touch, also at corners, are one landslide. Areas and lengths are measured in an equal-area
     projection around the result (see ``EqualArea``), which gives geodesic areas.
 
-    All blocks are read before this returns; what was found waits on disk, so that memory grows neither with the
-    scene nor with the number of landslides.
+    All blocks are read, once, before this returns; what was found waits on disk, so that memory grows neither with
+    the scene nor with the number of landslides.
 
     Args:
         blocks: Strips of one scene from top to bottom, without gaps or overlap; at most two are held.
@@ -88,24 +105,34 @@ def landslide_polygons(
             landslides at once: they come in one part.
 
     Returns:
-        Parts of the table, at least one, each with at most ``PART`` landslides. One row per landslide, ordered by
-        the first pixel from the top left; valid MultiPolygons in ``crs``; columns ``id area_m2 perimeter_m
-        length_m width_m prob_mean prob_max agreement uncertainty elev_min elev_max relief_m slope_mean slope_max
-        aspect_deg edge geometry``. Length and width are the sides of the smallest rotated rectangle around. What
-        was not given is NaN. An empty result has all columns.
+        The layers, in ``crs``.
 
     Raises:
         ValueError: Blocks with gaps or of different width.
         OutputError: The disk is full.
     """
+    tracers = Tracer(LAYERS, _larger(transform, crs, min_area_m2)), Tracer(())
+    spools = Spool((*PLACES, *LAYERS)), Spool(PLACES)
+    seen = 0
+    for strips in _strips(blocks, threshold):
+        seen += int(np.count_nonzero(~strips[1].mask))
+        for tracer, spool, strip in zip(tracers, spools, strips, strict=True):
+            spool.add(tracer.add(strip))
+    for tracer, spool in zip(tracers, spools, strict=True):
+        spool.add(tracer.end())
+    landslides = _landslide_parts(spools[0], transform, crs, max_hole_m2, simplify_m)
+    return ScenePolygons(landslides, _not_seen_parts(spools[1], transform, crs), seen)
+
+
+def _larger(transform: Affine, crs: CRS, min_area_m2: float) -> Keep:
+    """Which components cover an area."""
     corner = EqualArea.around(transform, crs, 0, 0)
 
     def keep(totals: Totals) -> NDArray[np.bool_]:
         pixel = corner.pixel_area(totals.mean("column"), totals.mean("row"))
-        return totals.count("row") * pixel >= min_area_m2 * (1 - 1e-9)
+        return totals.count("place") * pixel >= min_area_m2 * (1 - 1e-9)
 
-    spool = Spool(trace(_landslides(blocks, threshold), keep), LAYERS)
-    return _landslide_parts(spool, transform, crs, max_hole_m2, simplify_m)
+    return keep
 
 
 def _landslide_parts(
@@ -127,24 +154,6 @@ def _landslide_parts(
         first += len(ids)
 
 
-def not_seen_polygons(blocks: Iterable[Block], transform: Affine, crs: CRS) -> Iterator[gpd.GeoDataFrame]:
-    """Make polygons of what was not seen: nodata, cloud.
-
-    Args:
-        blocks: As ``landslide_polygons`` takes them; only ``prob`` is looked at.
-        transform: From (column, row) to coordinates.
-        crs: Of the coordinates.
-
-    Returns:
-        Parts as of ``landslide_polygons``; columns ``id area_m2 geometry``, MultiPolygons in ``crs``.
-
-    Raises:
-        ValueError: Blocks with gaps or of different width.
-        OutputError: The disk is full.
-    """
-    return _not_seen_parts(Spool(trace(_not_seen(blocks)), ("order",)), transform, crs)
-
-
 def _not_seen_parts(spool: Spool, transform: Affine, crs: CRS) -> Iterator[gpd.GeoDataFrame]:
     metric = EqualArea.around(transform, crs, *_middle(spool.bounds))
     first = 1
@@ -162,8 +171,24 @@ def _middle(bounds: Floats) -> tuple[float, float]:
     return (left + right) / 2, (top + bottom) / 2
 
 
-def _in_order(blocks: Iterable[Block]) -> Iterator[tuple[Block, NDArray[np.bool_]]]:
-    """Check that blocks continue each other, and say where each saw nothing, (h, w) bool."""
+def _strips(blocks: Iterable[Block], threshold: float) -> Iterator[tuple[Strip, Strip]]:
+    """Of each block what reaches the threshold and what was not seen.
+
+    One block is held back to see what lies below its last row.
+    """
+    above = held = None
+    for block in _in_order(blocks):
+        unseen = np.isnan(block.prob)
+        if held is not None:
+            yield _landslide_strip(*held, above, unseen[0], threshold), Strip(held[0].row, held[1], {})
+            above = held[1][-1]
+        held = block, unseen
+    if held is not None:
+        yield _landslide_strip(*held, above, None, threshold), Strip(held[0].row, held[1], {})
+
+
+def _in_order(blocks: Iterable[Block]) -> Iterator[Block]:
+    """Check that blocks continue each other."""
     row = width = None
     for block in blocks:
         h, w = block.prob.shape
@@ -173,25 +198,7 @@ def _in_order(blocks: Iterable[Block]) -> Iterator[tuple[Block, NDArray[np.bool_
                 "Blocks must be full-width strips from top to bottom."
             )
         row, width = block.row + h, w
-        yield block, np.isnan(block.prob)
-
-
-def _not_seen(blocks: Iterable[Block]) -> Iterator[Strip]:
-    for block, unseen in _in_order(blocks):
-        rows, columns = np.nonzero(unseen)
-        yield Strip(block.row, unseen, {"order": (rows + block.row) * unseen.shape[1] + columns})
-
-
-def _landslides(blocks: Iterable[Block], threshold: float) -> Iterator[Strip]:
-    """Strips of what reaches the threshold; one block is held back to see what lies below its last row."""
-    above = held = None
-    for block, unseen in _in_order(blocks):
-        if held is not None:
-            yield _landslide_strip(*held, above, unseen[0], threshold)
-            above = held[1][-1]
-        held = block, unseen
-    if held is not None:
-        yield _landslide_strip(*held, above, None, threshold)
+        yield block
 
 
 def _landslide_strip(
@@ -203,23 +210,23 @@ def _landslide_strip(
 ) -> Strip:
     """Mask and layers of a block; ``above`` and ``below`` are the unseen pixels beside it, None outside."""
     mask = block.prob >= threshold
-    rows, columns = np.nonzero(mask)
+    pixels = np.flatnonzero(mask)
     around = np.pad(unseen, 1, constant_values=True)
     for line, beside in ((0, above), (-1, below)):
         if beside is not None:
             around[line, 1:-1] = beside
-    edge = np.zeros(len(rows), np.bool_)
+    corner = pixels + 2 * (pixels // mask.shape[1])
+    edge = np.zeros(len(pixels), np.bool_)
     for dy, dx in np.ndindex(3, 3):
-        edge |= around[rows + dy, columns + dx]
+        edge |= around.ravel()[corner + (dy * around.shape[1] + dx)]
 
-    def at(layer: Layer) -> NDArray[np.float32]:
-        return np.full(len(rows), np.nan, np.float32) if layer is None else layer[rows, columns]
+    def at(layer: Layer) -> Layer:
+        return None if layer is None else layer.ravel()[pixels]
 
-    aspect = np.radians(at(block.aspect))
+    aspect = at(block.aspect)
+    east, north = (None, None) if aspect is None else (np.sin(np.radians(aspect)), np.cos(np.radians(aspect)))
     values = (
-        rows + block.row, columns, (rows + block.row) * mask.shape[1] + columns, edge,
-        at(block.prob), at(block.agreement), at(block.uncertainty), at(block.dem), at(block.slope),
-        np.sin(aspect), np.cos(aspect),
+        edge, at(block.prob), at(block.agreement), at(block.uncertainty), at(block.dem), at(block.slope), east, north
     )  # fmt: skip
     return Strip(block.row, mask, dict(zip(LAYERS, values, strict=True)))
 
@@ -252,7 +259,7 @@ def _close_holes(
 
     closed = outlines.copy()
     hosts, rank = np.unique(owner, return_inverse=True)
-    closed[hosts] = shapely.union(outlines[hosts], multipolygons(holes, rank, len(hosts)))
+    closed[hosts] = shapely.union(outlines[hosts], _multipolygons(holes, rank, len(hosts)))
     # A landslide begins below the one around it and so comes after it, but maybe not in the same part
     holes = np.concatenate([above, holes])
     apart = np.ones(len(outlines), np.bool_)
@@ -271,12 +278,20 @@ def _simplify(geometry: Geometries, metric: EqualArea, tolerance_m: float) -> Ge
 def _multi(geometry: Geometries) -> Geometries:
     """Polygons and MultiPolygons, all as MultiPolygon."""
     parts, owner = shapely.get_parts(geometry, return_index=True)
-    return multipolygons(parts, owner, len(geometry))
+    return _multipolygons(parts, owner, len(geometry))
+
+
+def _multipolygons(polygons: Geometries, owner: Ints, n: int) -> Geometries:
+    """Collect polygons by their owner, 0 to ``n - 1``, into (n,) MultiPolygon."""
+    order = np.argsort(owner, kind="stable")
+    out = np.empty(n, dtype=object)
+    shapely.multipolygons(polygons[order], indices=owner[order], out=out)
+    return out
 
 
 def _sizes(flat: Geometries) -> dict[str, Floats]:
     """Areas and lengths of outlines in metres."""
-    corners = shapely.get_coordinates(shapely.get_exterior_ring(shapely.oriented_envelope(flat)))
+    corners = shapely.get_coordinates(shapely.oriented_envelope(flat))
     sides = np.hypot(*np.moveaxis(np.diff(corners.reshape(-1, 5, 2), axis=1), -1, 0))
     return {
         "area_m2": shapely.area(flat),

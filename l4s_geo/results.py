@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import re
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,15 @@ from rasterio.windows import Window
 
 from l4s_geo import __version__, outputs
 from l4s_geo.errors import OutputError
-from l4s_geo.polygons import Block, landslide_polygons, not_seen_polygons
+from l4s_geo.polygons import Block, scene_polygons
 from l4s_geo.raster import Layered, WorkRaster, row_windows
 from l4s_geo.scene import Grid, Scene
+from l4s_geo.scene.raster import GDAL_OPTIONS
 from l4s_geo.scene.terrain import aspect_degrees
+from l4s_geo.threads import prefetched
 
 #: Bands of a probability raster.
 LAYERS = ("probability", "agreement", "uncertainty")
-
-#: GDAL's block cache, in bytes; its default is 5 % of the machine's memory.
-CACHE = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ class MapResult:
 
 @dataclass(frozen=True)
 class Layers:
-    """Vector layers of a result, in parts that can be taken once."""
+    """Vector layers of a result, in parts that can be taken once, and the share of pixels that were seen."""
 
     landslides: Iterable[gpd.GeoDataFrame]
     not_seen: Iterable[gpd.GeoDataFrame]
+    seen_share: float
 
 
 @dataclass
@@ -66,8 +68,8 @@ class Clock:
 
 
 def limited_cache() -> rasterio.Env:
-    """GDAL with a block cache that does not grow with the machine."""
-    return rasterio.Env(GDAL_CACHEMAX=CACHE)
+    """GDAL with a block cache that does not grow with the machine, for all of a run: it can be set only once."""
+    return rasterio.Env(**GDAL_OPTIONS)
 
 
 def check_outputs(
@@ -121,20 +123,20 @@ def vectorize(
     Raises:
         OutputError: The disk is full.
     """
-    landslides = landslide_polygons(
-        _blocks(raster, scene),
-        transform=raster.grid.transform,
-        crs=raster.grid.crs,
+    grid = raster.grid
+    found = scene_polygons(
+        prefetched(_blocks(raster, scene), depth=1),
+        transform=grid.transform,
+        crs=grid.crs,
         threshold=threshold,
         min_area_m2=min_area,
         max_hole_m2=max_hole,
         simplify_m=simplify,
     )
-    blank = (Block(int(w.row_off), raster.read(w, LAYERS[0])) for w in row_windows(raster.grid))
-    not_seen = not_seen_polygons(blank, raster.grid.transform, raster.grid.crs)
     return Layers(
-        (_reproject(part, raster.grid, crs).assign(**origin) for part in landslides),
-        (_reproject(part, raster.grid, crs) for part in not_seen),
+        (_reproject(part, grid, crs).assign(**origin) for part in found.landslides),
+        (_reproject(part, grid, crs) for part in found.not_seen),
+        found.seen / (grid.width * grid.height),
     )
 
 
@@ -174,13 +176,12 @@ def _terrain(scene: Scene, window: Window) -> dict[str, NDArray[np.float32]]:
 
 
 def versions() -> dict[str, str]:
-    """Of the package and of what its results depend on."""
-    import torch
-
+    """Of the package and of what its results depend on; of torch only where networks run."""
+    torch = sys.modules.get("torch")
     return {
         "l4s_geo": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **({} if torch is None else {"torch": str(torch.__version__)}),
         "gdal": rasterio.__gdal_version__,
     }
 
@@ -189,6 +190,19 @@ def ground_area(grid: Grid) -> float:
     """Area of a grid in m2, from the size of its centre pixel."""
     x, y = grid.pixel_size_m()
     return round(x * y * grid.width * grid.height, 1)
+
+
+def peak_memory() -> dict[str, float]:
+    """Most memory that this process has held so far, in MB: its own (where Linux tells), and that of GPUs."""
+    torch = sys.modules.get("torch")  # takes seconds to load, and where no network runs there is nothing to tell
+    found: dict[str, float] = {}
+    with suppress(OSError):  # not from getrusage, which begins with the peak of the program that has started this one
+        most = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        found |= {"process": round(int(most[1]) / 1e3)} if most else {}
+    if torch is not None and torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        found["devices"] = round(sum(torch.cuda.max_memory_allocated(d) for d in devices) / 1e6)
+    return found
 
 
 def file_size(path: str | Path) -> int | None:
@@ -252,6 +266,7 @@ def _summary(areas: NDArray[np.float64], record: Mapping[str, Any], out: Path, c
         "threshold": record["settings"]["threshold"],
         "notes": record["notes"],
         "seconds": {**clock.seconds, "total": round(sum(clock.seconds.values()), 3)},
+        "memory_mb": peak_memory(),
     }
 
 

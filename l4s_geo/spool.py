@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,24 +18,17 @@ class Spool:
     """Components in a temporary database without a name, which is gone when nobody uses it any more.
 
     Args:
-        found: Components in any order; all are taken before this returns. They are ordered by the lowest value of
-            their layer ``order``, which no two share.
-        names: Layers of their totals.
+        names: Layers of their totals. Components are ordered by their lowest ``place``, which no two share.
 
     Attributes:
         bounds: Left, top, right and bottom of all outlines, NaN if there are none.
-
-    Raises:
-        OutputError: The disk that temporary files lie on is full.
     """
 
-    def __init__(self, found: Iterable[Components], names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self.bounds = np.full(4, np.nan)
         self._names = tuple(names)
         self._database = sqlite3.connect("")
         self._database.execute("CREATE TABLE component (place INTEGER PRIMARY KEY, totals BLOB, outline BLOB)")
-        for components in found:
-            self._add(components)
 
     def __len__(self) -> int:
         (number,) = self._database.execute("SELECT count(*) FROM component").fetchone()
@@ -49,11 +42,16 @@ class Spool:
         while part := rows.fetchmany(size):
             yield self._components(part)
 
-    def _add(self, components: Components) -> None:
+    def add(self, components: Components) -> None:
+        """Take in components, in any order.
+
+        Raises:
+            OutputError: The disk that temporary files lie on is full.
+        """
         totals, outlines = components.totals, components.geometry
         bounds = np.vstack([self.bounds, shapely.bounds(outlines)])
         self.bounds = np.concatenate([np.fmin.reduce(bounds[:, :2]), np.fmax.reduce(bounds[:, 2:])])
-        place = totals.low("order").astype(np.int64).tolist()
+        place = totals.low("place").astype(np.int64).tolist()
         numbers = np.stack([totals.sums, totals.counts, totals.lows, totals.highs], axis=1)
         rows = zip(place, map(_bytes, numbers), shapely.to_wkb(outlines), strict=True)
         with _no_space(), self._database:

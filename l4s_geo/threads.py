@@ -31,18 +31,23 @@ def ahead(items: Iterable[T], work: Callable[[T], R], *, threads: int = 1, depth
         Results. What ``work`` raises is raised in place of its result; nothing is begun any more then, and all
         threads have ended when this iterator has.
     """
-    pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > depth:
-                    yield pending.popleft().result()
-            while pending:
+        yield from in_order((pool.submit(work, item) for item in items), depth)
+
+
+def in_order(futures: Iterable[Future[R]], depth: int) -> Generator[R]:
+    """Results in order, with at most ``depth`` futures asked for ahead; those that are left are cancelled."""
+    pending: deque[Future[R]] = deque()
+    try:
+        for future in futures:
+            pending.append(future)
+            if len(pending) > depth:
                 yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
 
 
 def prefetched(items: Iterable[T], depth: int = 2) -> Generator[T]:

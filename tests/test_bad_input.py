@@ -259,6 +259,7 @@ def test_outputs_appear_together_or_not_at_all(place: Path, monkeypatch: pytest.
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
+    write_styles = outputs.write_styles
     monkeypatch.setattr(outputs, "write_styles", full)
     before = files(place)
     done = map_over("s.tif")
@@ -267,7 +268,7 @@ def test_outputs_appear_together_or_not_at_all(place: Path, monkeypatch: pytest.
     assert "No space left" in done.stderr
     assert "--resume" in done.stderr
     assert {path: content for path, content in files(place).items() if ".l4s-map" not in path} == before
-    monkeypatch.undo()
+    monkeypatch.setattr(outputs, "write_styles", write_styles)
     assert map_over("s.tif", "--resume", "--overwrite").exit_code == 0
     assert not [path for path in files(place) if ".l4s-map" in path]
 

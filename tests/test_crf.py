@@ -18,7 +18,8 @@ from l4s_geo import crf, metrics
 from l4s_geo.crf import CrfParams
 from l4s_geo.errors import InputError
 
-SCENE = Path(__file__).resolve().parents[2] / "shared" / "data" / "l4s_scenes" / "hokkaido"
+SCENES = Path(__file__).resolve().parents[2] / "shared" / "data" / "l4s_scenes"
+SCENE, TAITUNG = SCENES / "hokkaido", SCENES / "taitung" / "rgb.tif"
 
 needs_crf = pytest.mark.skipif(not crf.available(), reason="pydensecrf2 is not installed")
 
@@ -100,7 +101,7 @@ def test_needs_refinement_finds_undecided_pixels_and_edges_only() -> None:
 
 
 def assemble(
-    prob: NDArray[np.float32], image: NDArray[np.uint8], params: CrfParams, block: int
+    prob: NDArray[np.float32], image: NDArray[np.uint8], params: CrfParams, block: int, workers: int = 1
 ) -> tuple[NDArray[np.float32], int]:
     """Refined raster and how many blocks asked for the image; blocks must not overlap or leave gaps."""
     asked: list[Window] = []
@@ -111,31 +112,121 @@ def assemble(
 
     out = np.zeros(prob.shape, np.float32)
     times = np.zeros(prob.shape, int)
-    for window, part in crf.refine_blocks(*prob.shape, lambda w: prob[w.toslices()], read_image, params, block):
+    read_prob = lambda window: prob[window.toslices()]  # noqa: E731
+    for window, part in crf.refine_blocks(*prob.shape, read_prob, read_image, params, block, workers):
         out[window.toslices()] = part
         times[window.toslices()] += 1
     assert (times == 1).all()
     return out, len(asked)
 
 
-@needs_crf
-def test_blocks_give_the_result_of_the_whole() -> None:
+def field(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A synthetic scene with a hole: smooth probabilities of which a third is undecided, and colours with texture."""
     rng = np.random.default_rng(7)
-    prob = gaussian_filter(rng.normal(size=(150, 130)), 6)
+    prob = gaussian_filter(rng.normal(size=(height, width)), 6)
     prob = (1 / (1 + np.exp(-prob / prob.std() * 3))).astype(np.float32)
-    prob[60:90, 50:70] = np.nan
+    prob[height // 3 : height // 2, width // 3 : width // 2] = np.nan
     image = np.stack([gaussian_filter(rng.normal(size=prob.shape), 2) for _ in range(3)])
-    image = crf.to_uint8((image / image.std()).astype(np.float32))
-    params = CrfParams(bilateral_sxy=4, bilateral_srgb=20, bilateral_compat=4)
-    whole, _ = assemble(prob, image, params, 200)
-    parts, _ = assemble(prob, image, params, 48)
-    assert np.array_equal(np.isnan(whole), np.isnan(parts))
-    assert np.nanmax(np.abs(whole - prob)) > 0.2
+    return prob, crf.to_uint8((image / image.std()).astype(np.float32))
+
+
+def real() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Probabilities of a network of the bundled model and colours of 1024 x 1024 pixels of Taitung."""
+    import torch
+
+    from l4s_geo.models import registry
+    from l4s_geo.normalize import RobustStats
+
+    with rasterio.open(TAITUNG) as src:
+        dn = src.read(window=Window(600, 3416, 1024, 1024)).astype(np.float32)
+    valid = (dn > 0).all(axis=0)
+    stats = RobustStats(("B4", "B3", "B2"))
+    stats.update(dn, valid)
+    x = stats.normalizer("asinh", "test")(dn, valid)
+    patches = torch.from_numpy(x.reshape(3, 8, 128, 8, 128).transpose(1, 3, 0, 2, 4).reshape(64, 1, 3, 128, 128))
+    model = registry.find(registry.DEFAULT)
+    network = registry.load_network(model, model.card.networks[0])
+    with torch.inference_mode():
+        found = torch.cat([network(p) for p in patches]).sigmoid().reshape(8, 8, 128, 128)
+    prob = found.permute(0, 2, 1, 3).reshape(1024, 1024).numpy()
+    return np.where(valid, prob, np.float32(np.nan)), crf.to_uint8(x)
+
+
+TUNED = CrfParams(bilateral_sxy=10, bilateral_srgb=15, bilateral_compat=1.5)
+
+
+@needs_crf
+def test_blocks_agree_with_the_whole_at_999_of_1000_pixels_and_leave_no_seams() -> None:
+    prob, image = real() if TAITUNG.exists() else field(1024, 1024)
+    whole = np.where(crf.needs_refinement(prob, TUNED), crf.refine(prob, image, TUNED), prob)
+    parts, _ = assemble(prob, image, TUNED, 256)
+    before, after, expected = prob >= 0.5, parts >= 0.5, whole >= 0.5
+    wrong, moved = after != expected, before != expected
+    assert moved.mean() > 0.002
+    assert wrong.mean() <= 0.001
+    assert wrong.mean() < moved.mean() / 10
     seams = np.zeros(prob.shape, bool)
-    for border in (48, 96, 144):
+    for border in (256, 512, 768):
         seams[border - 3 : border + 3] = seams[:, border - 3 : border + 3] = True
-    assert np.nanmean(np.abs(whole - parts)) < 0.008
-    assert np.nanmean(np.abs(whole - parts)[seams]) < 0.008
+    assert wrong[seams].mean() < moved[seams].mean() / 10
+
+
+@needs_crf
+def test_the_cut_of_an_array_does_not_matter_where_nothing_near_is_cut_off() -> None:
+    """Parts of a raster lie on one lattice: away from its border, a part has the values of the whole."""
+    prob, image = field(300, 300)
+    whole = crf.refine(prob, image, TUNED)
+    top, left, reach = 37, 61, 60
+    part = np.s_[top:, left:]
+    placed = crf.refine(prob[part], image[part], TUNED, (top, left))[reach:, reach:]
+    elsewhere = crf.refine(prob[part], image[part], TUNED)[reach:, reach:]
+    inner = whole[top + reach :, left + reach :]
+    assert np.nanmax(np.abs(placed - inner)) < 1e-3
+    assert np.nanmax(np.abs(elsewhere - inner)) > 0.01
+
+
+@needs_crf
+def test_the_number_of_processes_changes_no_bit() -> None:
+    prob, image = field(150, 130)
+    alone, asked = assemble(prob, image, CrfParams(bilateral_sxy=4), 20, workers=1)
+    assert asked > 30
+    for workers in (2, 3):
+        together, _ = assemble(prob, image, CrfParams(bilateral_sxy=4), 20, workers=workers)
+        np.testing.assert_array_equal(together, alone)
+
+
+@needs_crf
+def test_a_scene_that_cannot_be_read_stops_the_refinement() -> None:
+    prob, image = field(150, 130)
+    read: list[Window] = []
+
+    def read_image(window: Window) -> NDArray[np.uint8]:
+        read.append(window)
+        if len(read) == 30:
+            raise OSError("the mount is gone")
+        return image[window.toslices()]
+
+    with pytest.raises(OSError, match="mount is gone"):
+        list(crf.refine_blocks(150, 130, lambda w: prob[w.toslices()], read_image, block=20, workers=2))
+    assert len(read) == 30
+
+
+@needs_crf
+def test_cost_is_that_of_the_undecided_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels that take part are those around undecided ones, whatever the size of the raster."""
+    nodes: list[int] = []
+
+    def counting(prob: NDArray[np.float32], *rest: Any) -> NDArray[np.float32]:
+        nodes.append(int(np.isfinite(prob).sum()))
+        return prob
+
+    monkeypatch.setattr(crf, "refine", counting)
+    for size in (300, 900):
+        prob = np.full((size, size), 0.01, np.float32)
+        prob[100:140, 100:150] = 0.6
+        assemble(prob, np.zeros((size, size, 3), np.uint8), TUNED, 256, workers=1)
+        assert sum(nodes) == (40 + 4 + 2 * TUNED.reach) * (50 + 4 + 2 * TUNED.reach)
+        nodes.clear()
 
 
 @needs_crf

@@ -30,7 +30,7 @@ from l4s_geo.outputs import (
     write_provenance,
     write_vector,
 )
-from l4s_geo.polygons import Block, landslide_polygons, not_seen_polygons
+from l4s_geo.polygons import Block, scene_polygons
 
 LOCAL = CRS.from_wkt('LOCAL_CS["nominal",UNIT["metre",1]]')
 UTM = CRS.from_epsg(32654)
@@ -41,8 +41,8 @@ PROB = np.array([[0.9, 0.1, np.nan], [0.1, 0.1, 0.1], [0.7, 0.7, 0.1]], np.float
 def layers(prob: NDArray[np.float32] = PROB, crs: CRS = UTM) -> tuple[list[gpd.GeoDataFrame], list[gpd.GeoDataFrame]]:
     """Landslides and what was not seen, in parts."""
     origin = {"model": "a, b", "scene": "Ätna", "date": None}
-    found = landslide_polygons([Block(0, prob)], transform=TEN, crs=crs, threshold=0.5)
-    return [part.assign(**origin) for part in found], [*not_seen_polygons([Block(0, prob)], TEN, crs)]
+    found = scene_polygons([Block(0, prob)], transform=TEN, crs=crs, threshold=0.5)
+    return [part.assign(**origin) for part in found.landslides], [*found.not_seen]
 
 
 def read(path: Path, **options: str) -> gpd.GeoDataFrame:

@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyproj import Geod
 from rasterio.crs import CRS
-from rasterio.features import rasterize
+from rasterio.features import rasterize, shapes
 from rasterio.transform import array_bounds
 from scipy import ndimage
 
 from l4s_geo import polygons as module
-from l4s_geo.polygons import Block, landslide_polygons, not_seen_polygons
+from l4s_geo.components import Strip, Tracer
+from l4s_geo.polygons import Block, scene_polygons
 from tests.conftest import DATA, needs_data
 
 UTM = CRS.from_epsg(32654)
@@ -57,8 +58,12 @@ def polygons(
     prob = array(prob) if isinstance(prob, str) else prob
     layers = {k: options.pop(k) for k in tuple(options) if k in Block.__dataclass_fields__}
     options = {"threshold": 0.5, **options}
-    parts = landslide_polygons(blocks(prob, cuts, **layers), transform=transform, crs=crs, **options)
-    return pd.concat(parts, ignore_index=True)
+    found = scene_polygons(blocks(prob, cuts, **layers), transform=transform, crs=crs, **options)
+    return pd.concat(found.landslides, ignore_index=True)
+
+
+def not_seen(prob: NDArray[np.float32], cuts: tuple[int, ...]) -> list[gpd.GeoDataFrame]:
+    return [*scene_polygons(blocks(prob, cuts), transform=TEN, crs=UTM, threshold=0.5).not_seen]
 
 
 @st.composite
@@ -109,7 +114,7 @@ def test_parts_make_the_whole(case: tuple[NDArray[np.float32], tuple[int, ...]],
     whole = polygons(prob, cuts, max_hole_m2=450)
     with patch.object(module, "PART", size):
         assert_geodataframe_equal(polygons(prob, cuts, max_hole_m2=450), whole)
-        unseen = [*not_seen_polygons(blocks(prob, cuts), TEN, UTM)]
+        unseen = not_seen(prob, cuts)
     assert all(len(part) <= size for part in unseen)
     assert pd.concat(unseen)["id"].tolist() == list(range(1, sum(map(len, unseen)) + 1))
 
@@ -118,7 +123,7 @@ def test_parts_make_the_whole(case: tuple[NDArray[np.float32], tuple[int, ...]],
 @given(cut_rasters())
 def test_not_seen_is_where_probability_is_missing(case: tuple[NDArray[np.float32], tuple[int, ...]]) -> None:
     prob, cuts = case
-    found = pd.concat(not_seen_polygons(blocks(prob, cuts), TEN, UTM))
+    found = pd.concat(not_seen(prob, cuts))
     drawn = rasterize(found.geometry, out_shape=prob.shape, transform=TEN) if len(found) else np.zeros(prob.shape)
     np.testing.assert_array_equal(drawn, np.isnan(prob))
     assert found["area_m2"].sum() == pytest.approx(100 * np.isnan(prob).sum(), rel=1e-2)
@@ -138,6 +143,40 @@ def test_closing_every_hole_fills_each_landslide(case: tuple[NDArray[np.float32]
     np.testing.assert_array_equal(drawn, filled)
     assert found.is_valid.all()
     assert found.union_all().area == pytest.approx(found.area.sum())
+
+
+@st.composite
+def cut_masks(draw: st.DrawFn) -> tuple[NDArray[np.bool_], tuple[int, ...]]:
+    """Specks, blobs and mazes: islands in lakes, corners that touch, rings that meet themselves."""
+    h, w, seed = draw(st.integers(1, 24)), draw(st.integers(1, 24)), draw(st.integers(0, 2**32))
+    rng = np.random.default_rng(seed)
+    mask = ndimage.gaussian_filter(rng.random((h, w)), rng.choice([0, 0.6, 1.2]))
+    return mask > np.quantile(mask, rng.random()), tuple(row for row in range(1, h) if rng.random() < 0.3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cut_masks())
+def test_outlines_are_those_of_gdal(case: tuple[NDArray[np.bool_], tuple[int, ...]]) -> None:
+    mask, cuts = case
+    tracer = Tracer(())
+    bounds = pairwise((0, *cuts, len(mask)))
+    found = [*(tracer.add(Strip(i, mask[i:j], {})) for i, j in bounds), tracer.end()]
+    geometry = np.concatenate([components.geometry for components in found])
+    size = np.concatenate([components.totals.count("place") for components in found])
+    place = np.concatenate([components.totals.low("place") for components in found]).astype(int)
+
+    labels, n = ndimage.label(mask, EIGHT)
+    own = labels.ravel()[place]
+    assert sorted(own) == list(range(1, n + 1))
+    assert size.tolist() == np.bincount(labels.ravel())[own].tolist() == shapely.area(geometry).tolist()
+    drawn = shapes(labels.astype(np.int32), mask=mask, connectivity=4, transform=Affine.identity())
+    expected = {(int(label), shapely.normalize(shapely.geometry.shape(outline)).wkb) for outline, label in drawn}
+    parts, owner = shapely.get_parts(geometry, return_index=True)
+    assert {*zip(own[owner], shapely.to_wkb(shapely.normalize(parts)), strict=True)} == expected
+    assert len(parts) == len(expected)
+    assert shapely.is_valid(geometry).all()
+    seen_on_a_map = shapely.transform(parts, lambda xy: xy * [1, -1])
+    assert shapely.equals_exact(seen_on_a_map, shapely.orient_polygons(seen_on_a_map)).all()
 
 
 def test_a_landslide_in_a_closed_hole_becomes_part_of_the_outer_one() -> None:
@@ -268,7 +307,7 @@ def test_simplified_outlines_are_valid_and_stay_apart() -> None:
 def test_blocks_with_a_gap_are_refused() -> None:
     prob = array("#. .#")
     with pytest.raises(ValueError, match="row 3"):
-        landslide_polygons([Block(0, prob), Block(3, prob)], transform=TEN, crs=UTM, threshold=0.5)
+        scene_polygons([Block(0, prob), Block(3, prob)], transform=TEN, crs=UTM, threshold=0.5)
 
 
 @pytest.mark.parametrize("min_area_m2", [0, 1e5])
@@ -279,10 +318,10 @@ def test_memory_grows_neither_with_height_nor_with_landslides(min_area_m2: float
     def peak(n: int) -> int:
         tracemalloc.start()
         # Noise: thousands of specks, many across the borders; all too small, or all to be written
-        parts = landslide_polygons(
+        layers = scene_polygons(
             (Block(64 * i, strip) for i in range(n)), transform=TEN, crs=UTM, threshold=0.9, min_area_m2=min_area_m2
         )
-        found = sum(map(len, parts))
+        found = sum(map(len, layers.landslides))
         assert found == 0 if min_area_m2 else found > 100 * n
         top = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

@@ -230,6 +230,34 @@ def test_a_reader_that_stops_early_leaves_no_threads():
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_devices_and_workers_gives_the_same_bytes(workers):
+    image = np.random.default_rng(0).normal(size=(2, 150, 90)).astype(np.float32)
+    valid = np.random.default_rng(1).random((150, 90)) < 0.9
+
+    def mapped(ensemble):
+        read = lambda row, rows: (image[:, row : row + rows], valid[row : row + rows])  # noqa: E731
+        return np.concatenate(
+            [r.values for r in predict(read, Tiling(150, 90, 32, 16), ensemble, batch_size=3)], axis=1
+        )
+
+    nets = [nn.Conv2d(2, 1, 5, padding=2), nn.Conv2d(2, 1, 3, padding=1)]
+    one = mapped(Ensemble(nets, CPU, torch.float32, workers=1))
+    several = mapped(Ensemble(nets, [torch.device("cpu"), torch.device("cpu")], torch.float32, workers=workers))
+    assert np.array_equal(one, several, equal_nan=True)
+
+
+def test_batches_that_do_not_fit_are_halved():
+    class Small(Blur):
+        def forward(self, x):
+            if len(x) > 2:
+                raise torch.OutOfMemoryError
+            return super().forward(x)
+
+    image, valid = np.random.default_rng(0).normal(size=(2, 40, 90)).astype(np.float32), np.ones((40, 90), bool)
+    assert np.array_equal(run(image, valid, 16, 8, Small(), batch=7), run(image, valid, 16, 8, Blur(), batch=7))
+
+
 def test_tta_averages_over_all_eight_symmetries():
     class Corner(nn.Module):
         def forward(self, x):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from l4s_geo.errors import ModelError
 from l4s_geo.models import domain_norm, pretrained, registry, zoo
 from l4s_geo.models.card import Card
+from l4s_geo.models.fold import for_inference
 from l4s_geo.models.multispectral import SMU
 
 RGB = ("B4", "B3", "B2")
@@ -376,3 +377,47 @@ def test_a_network_at_a_scale_enlarges_patches_and_answers_at_their_size():
     net, plain = zoo.at_scale(build("unet-mobilenetv4s"), 2.0).eval(), build("unet-mobilenetv4s").eval()
     plain.load_state_dict(net.state_dict())
     assert not torch.allclose(net(x), plain(x))
+
+
+def norms(net):
+    return [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+@pytest.mark.parametrize("name", ["unet-resnet10t", "unet-resnet10t-x2", "deeplabv3plus-resnet50"])
+def test_folded_networks_answer_alike_without_batch_norms(name):
+    torch.manual_seed(0)
+    plain, scale = zoo.split_scale(name)
+    net = zoo.at_scale(build(plain), scale).eval()
+    for norm in norms(net):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, 0, 0.1)
+    folded = for_inference(net, 3)
+    assert len(norms(net)) > 10
+    assert not norms(folded)
+    x = torch.randn(2, 3, 96, 96)
+    with torch.inference_mode():
+        expected, found = net(x), folded(x)
+    assert (found - expected).abs().max() < 1e-3 * expected.std()
+
+
+def test_what_cannot_be_folded_stays_as_it_is():
+    class Shared(nn.Module):
+        """One convolution before two norms, of which only one could have it."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.a, self.b = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+            self.out = nn.Conv2d(4, 1, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.out(self.a(y) - 0.5 * self.b(y))
+
+    net = Shared().eval()
+    net.a.running_mean.fill_(0.3)
+    net.b.running_var.fill_(2.0)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.allclose(for_inference(net, 3)(x), net(x), atol=1e-5)

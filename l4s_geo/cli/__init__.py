@@ -32,6 +32,7 @@ VERBS = {
     "data": "Get the Landslide4Sense data set, put it back into scenes, or make synthetic patches.",
     "models": "List the bundled models, or show a model's card.",
     "demo": "Make a small synthetic scene and map it.",
+    "bench": "Say how fast this machine maps, beside the networks alone.",
 }
 
 
