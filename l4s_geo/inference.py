@@ -215,8 +215,9 @@ def cut_patches(batch: Batch, patch: int, normalizer: Normalizer | None, device:
     image, valid = (torch.from_numpy(np.ascontiguousarray(a)) for a in padded)
     if device.type == "cuda":
         image, valid = (t.pin_memory().to(device, non_blocking=True) for t in (image, valid))
-    if normalizer is not None:
-        image = standardize(image, valid, normalizer)
+        image = image if normalizer is None else standardize(image, valid, normalizer)
+    elif normalizer is not None:
+        image = torch.from_numpy(normalizer(*padded))  # numpy's asinh is ten times as fast as torch's
     first = batch.columns[0]
     patches = [image[:, :patch, c - first : c - first + patch] for c in batch.columns]
     return torch.stack(patches).contiguous(memory_format=torch.channels_last)

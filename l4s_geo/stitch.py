@@ -50,7 +50,7 @@ def _blend(mean: Tensor, total: Tensor, values: Tensor, weight: Tensor) -> None:
     the weight is 0 nothing changes.
     """
     total += weight
-    mean += torch.where(total > 0, weight / total, 0) * (values - mean)
+    mean.lerp_(values, weight / total.clamp_min(torch.finfo(total.dtype).tiny))
 
 
 def blend_row(found: PatchRow, tiling: Tiling) -> tuple[Tensor, Tensor]:
@@ -63,27 +63,29 @@ def blend_row(found: PatchRow, tiling: Tiling) -> tuple[Tensor, Tensor]:
         as wide as a patch.
     """
     patch, columns, device = tiling.patch, tiling.columns(), found.values.device
-    values = found.values.new_zeros(len(columns), *found.values.shape[1:])
-    weights = torch.zeros(len(columns), 1, 1, device=device)
-    kept = torch.tensor([columns.index(c) for c in found.columns], device=device)
-    values[kept], weights[kept] = found.values, 1
-    weights = weights * torch.from_numpy(blend_weights(patch)).to(device)
+    values = found.values
+    weights = torch.from_numpy(blend_weights(patch)).to(device).expand(len(columns), -1, -1)
+    if len(found.columns) < len(columns):
+        kept = torch.tensor([columns.index(c) for c in found.columns], device=device)
+        values = values.new_zeros(len(columns), *values.shape[1:]).index_copy_(0, kept, values)
+        weights = torch.zeros_like(weights).index_copy_(0, kept, weights[: len(kept)])
     mean = values.new_zeros(values.shape[1], patch, max(patch, tiling.width))
     total = mean.new_zeros(mean.shape[1:])
     phases = -(-patch // tiling.stride)
     for chosen, start, step in _apart(columns, phases, tiling):
         # (…, patches, patch): windows that do not overlap, so that they can be written
-        into = [x[..., start:].unfold(-1, patch, step)[..., : len(chosen), :] for x in (mean, total)]
-        _blend(into[0], into[1], values[chosen].permute(1, 2, 0, 3), weights[chosen].permute(1, 0, 2))
+        part, weight = values[chosen], weights[chosen]
+        into = [x[..., start:].unfold(-1, patch, step)[..., : len(part), :] for x in (mean, total)]
+        _blend(into[0], into[1], part.permute(1, 2, 0, 3), weight.permute(1, 0, 2))
     return mean, total
 
 
-def _apart(columns: Sequence[int], phases: int, tiling: Tiling) -> Iterator[tuple[list[int], int, int]]:
-    """Indexes of patches that do not overlap, the column of the first, and the step between them."""
+def _apart(columns: Sequence[int], phases: int, tiling: Tiling) -> Iterator[tuple[slice, int, int]]:
+    """Patches that do not overlap, the column of the first, and the step between them."""
     regular = len(columns) - 1  # the last patch may be moved back to end at the border
     for phase in range(min(phases, regular)):
-        yield list(range(phase, regular, phases)), columns[phase], phases * tiling.stride
-    yield [regular], columns[regular], tiling.patch
+        yield slice(phase, regular, phases), columns[phase], phases * tiling.stride
+    yield slice(regular, None), columns[regular], tiling.patch
 
 
 class RollingMosaic:

@@ -30,7 +30,7 @@ from l4s_geo.cli.options import FILE, Number, device_options, emit, names, repor
     "--labels",
     type=FILE,
     metavar="FILE",
-    help="Outlines of a few landslides in the scenes; with a column 'landslide' (1 or 0) of other ground as well.",
+    help="Whole outlines of some landslides in the scenes; with a column 'landslide' (1 or 0) of other ground as well.",
 )
 @click.option("--aoi", type=FILE, metavar="FILE", help="Use only what lies inside these polygons.")
 @click.option(

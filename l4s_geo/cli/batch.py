@@ -12,6 +12,7 @@ from l4s_geo.cli.options import (
     FILE,
     device_options,
     emit,
+    libraries,
     map_options,
     polygon_options,
     report_options,
@@ -88,8 +89,10 @@ def command(
       l4s-map batch list.csv --out maps/ --resume --split $SLURM_ARRAY_TASK_ID/20
       l4s-map batch list.csv --out maps/ --ray
     """  # noqa: D301 (click wants the character itself)
-    from l4s_geo.batch import find_jobs, map_batch
-    from l4s_geo.pipeline import MapOptions
+    with libraries():
+        import l4s_geo.models.zoo  # noqa: F401 (else imported when the networks are loaded)
+        from l4s_geo.batch import find_jobs, map_batch
+        from l4s_geo.pipeline import MapOptions
 
     jobs = find_jobs(scenes, split)
     wanted = MapOptions(scene="", out=out, **options)

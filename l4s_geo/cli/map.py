@@ -10,6 +10,7 @@ from l4s_geo.cli.options import (
     FILE,
     device_options,
     emit,
+    libraries,
     map_options,
     polygon_options,
     report_options,
@@ -44,7 +45,9 @@ def command(quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:
       l4s-map scene.tif --dem dem.tif --out landslides.gpkg
       l4s-map S2A_folder/ --out landslides.geojson --preset recall
     """  # noqa: D301 (click wants the character itself)
-    from l4s_geo.pipeline import MapOptions, map_scene
+    with libraries():
+        import l4s_geo.models.zoo  # noqa: F401 (else imported when the networks are loaded)
+        from l4s_geo.pipeline import MapOptions, map_scene
 
     with reporting(quiet, verbose) as progress:
         result = map_scene(MapOptions(**options), progress)
