@@ -1,11 +1,10 @@
-"""Pixel figures of a landslide map against labels. Arrays in, counts and figures out."""
+"""Figures of a landslide map against labels, pixel by pixel, and their intervals. Arrays in, figures out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
-from math import isfinite, nan
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from math import nan
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +20,11 @@ BINS = 1000
 #: Figures that ``Counts`` offers, in the order they are reported.
 FIGURES = ("precision", "recall", "f1", "iou")
 
+#: Samples of a bootstrap.
+SAMPLES = 1000
 
-def _ratio(part: int, whole: int) -> float:
-    """Quotient, NaN for 0 / 0: the figure is not defined, which is neither good nor bad."""
-    return part / whole if whole else nan
+#: Lower and upper end.
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,27 @@ class Counts:
     @property
     def precision(self) -> float:
         """Share of the mapped pixels that are landslide; NaN when nothing was mapped."""
-        return _ratio(self.tp, self.tp + self.fp)
+        return ratio(self.tp, self.tp + self.fp)
 
     @property
     def recall(self) -> float:
         """Share of the landslide pixels that were mapped; NaN when there are none."""
-        return _ratio(self.tp, self.tp + self.fn)
+        return ratio(self.tp, self.tp + self.fn)
 
     @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall; NaN when nothing was mapped and nothing was to be mapped."""
-        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+        return ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
 
     @property
     def iou(self) -> float:
         """Intersection over union (Jaccard index) of the class landslide; NaN as for ``f1``."""
-        return _ratio(self.tp, self.tp + self.fp + self.fn)
+        return ratio(self.tp, self.tp + self.fp + self.fn)
+
+    def f_beta(self, beta: float) -> float:
+        """F-measure in which recall counts ``beta`` times as much as precision (van Rijsbergen 1979)."""
+        weight = beta**2
+        return ratio((1 + weight) * self.tp, (1 + weight) * self.tp + weight * self.fn + self.fp)
 
     def figures(self) -> dict[str, float]:
         """Every figure of ``FIGURES`` by name."""
@@ -185,32 +190,82 @@ class ThresholdCurve:
         return threshold, self.counts_at(threshold)
 
 
-def bootstrap(
-    blocks: Sequence[Counts], *, samples: int = 1000, level: float = 0.95, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals of P, R, F1 and IoU over spatial blocks (Efron 1979, Ann. Statist. 7).
+@dataclass(frozen=True)
+class Blocked:
+    """Sums by spatial block, and the figures that follow from them.
 
-    Neighbouring pixels are not independent, blocks nearly are, so whole blocks are drawn with replacement.
+    Attributes:
+        table: (blocks, columns) sums of every block, which add up over blocks.
+        figures: From the (columns,) sums of some blocks to figures by name, NaN where one is not defined.
+    """
+
+    table: NDArray[np.int64] | NDArray[np.float64]
+    figures: Callable[[NDArray[np.float64]], dict[str, float]]
+
+    def score(self) -> dict[str, float]:
+        """Figures of all blocks together."""
+        return self.figures(self.table.sum(axis=0).astype(np.float64))
+
+
+def bootstrap(
+    blocks: Sequence[Counts], *, samples: int = SAMPLES, level: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """Percentile bootstrap intervals of P, R, F1 and IoU over spatial blocks, as in ``resample``.
 
     Args:
         blocks: Counts of the blocks; blocks without a labelled pixel take no part.
+        samples: As all below in ``resample``.
+        level: Share of the samples inside the interval.
+        seed: Of the random numbers.
+
+    Returns:
+        ``(low, high)`` by the names of ``FIGURES``, NaN where a figure is defined in no sample.
+    """
+    return resample([of_counts([b for b in blocks if b.total])], samples=samples, level=level, seed=seed)[0]
+
+
+def of_counts(blocks: Sequence[Counts]) -> Blocked:
+    """The pixel figures of blocks."""
+    table = np.array([astuple(b) for b in blocks], np.int64).reshape(-1, 4)
+    return Blocked(table, lambda sums: Counts(*(int(n) for n in sums)).figures())
+
+
+def resample(
+    measures: Sequence[Blocked], *, samples: int = SAMPLES, level: float = 0.95, seed: int = 0
+) -> list[dict[str, Interval]]:
+    """Percentile bootstrap intervals over spatial blocks (Efron 1979, Ann. Statist. 7).
+
+    Neighbouring pixels are not independent, blocks nearly are, so whole blocks are drawn with replacement, the same
+    for all measures.
+
+    Args:
+        measures: All of the same blocks.
         samples: Bootstrap samples.
         level: Share of the samples inside the interval.
         seed: Of the random numbers; the same seed gives the same intervals.
 
     Returns:
-        ``(low, high)`` by the names of ``FIGURES``, NaN where a figure is defined in no sample.
+        For every measure ``(low, high)`` by figure, NaN where a figure is defined in no sample.
     """
-    table = np.array([astuple(b) for b in blocks if b.total], np.int64).reshape(-1, 4)
-    if not len(table):
-        return dict.fromkeys(FIGURES, (nan, nan))
-    rng = np.random.default_rng(seed)
-    share = np.full(len(table), 1 / len(table))
-    # One sample at a time: a full (samples, blocks) table would be large for a country.
-    sums = [rng.multinomial(len(table), share) @ table for _ in range(samples)]
-    drawn = [Counts(*(int(n) for n in row)).figures() for row in sums]
+    ends = np.cumsum([m.table.shape[1] for m in measures])[:-1]
+    table = np.hstack([m.table for m in measures], dtype=np.float64)
+    drawn: list[list[dict[str, float]]] = [[] for _ in measures]
+    for sums in _draws(table, samples, seed):
+        for figures, measure, part in zip(drawn, measures, np.split(sums, ends), strict=True):
+            figures.append(measure.figures(part))
     tails = ((1 - level) / 2, (1 + level) / 2)
-    return {name: _interval(np.array([d[name] for d in drawn]), tails) for name in FIGURES}
+    return [{name: _interval(np.array([f[name] for f in found]), tails) for name in found[0]} for found in drawn]
+
+
+def _draws(table: NDArray[np.float64], samples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """Sums of as many rows of a table as it has, drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    rows = len(table)
+    # Some samples at a time: a full (samples, blocks) table would be large for a country.
+    for done in range(0, samples, 50):
+        number = min(50, samples - done)
+        times = rng.multinomial(rows, np.full(rows, 1 / rows), number) if rows else np.zeros((number, 0))
+        yield from times @ table
 
 
 def _interval(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[float, float]:
@@ -222,60 +277,13 @@ def _interval(values: NDArray[np.float64], tails: tuple[float, float]) -> tuple[
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of one comparison. Pixels are those of the common grid that have a label.
-
-    Attributes:
-        pred: What was evaluated.
-        truth: What it was compared with.
-        threshold: Probability from which a pixel counts as mapped.
-        rows: First row and end of the compared rows of the grid.
-        grid: The common grid in words.
-        counts: Confusion counts, in pixels.
-        unseen: Labelled pixels that the prediction did not see; they count as not mapped.
-        blocks: Blocks of 128 x 128 pixels with labels.
-        intervals: 95 % bootstrap interval over these blocks, by figure.
-    """
-
-    pred: str
-    truth: str
-    threshold: float
-    rows: tuple[int, int]
-    grid: str
-    counts: Counts
-    unseen: int
-    blocks: int
-    intervals: dict[str, tuple[float, float]]
-
-    @property
-    def unseen_share(self) -> float:
-        """Share of the labelled pixels that the prediction did not see."""
-        return self.unseen / self.counts.total
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON types; figures that are not defined are None."""
-        figures = {name: _or_none(value) for name, value in self.counts.figures().items()}
-        intervals = {name: [_or_none(v) for v in pair] for name, pair in self.intervals.items()}
-        plain = asdict(self) | {"rows": list(self.rows), "intervals": intervals}
-        return plain | figures | {"unseen_share": self.unseen_share}
-
-    def text(self) -> str:
-        """The same for people, a few lines."""
-        c = self.counts
-        lines = [f"{self.pred} against {self.truth}, threshold {self.threshold:g}"]
-        for name, value in c.figures().items():
-            low, high = self.intervals[name]
-            shown = f"{value:.4f}  (95 % interval {low:.4f} to {high:.4f})"
-            lines.append(f"  {name:<10}{shown if isfinite(value) else 'not defined'}")
-        lines.append(f"  pixels    tp {c.tp:,}  fp {c.fp:,}  fn {c.fn:,}  tn {c.tn:,}")
-        lines.append(f"  blocks    {self.blocks:,} of 128 x 128 pixels, drawn for the intervals")
-        lines.append(f"  grid      {self.grid}, rows {self.rows[0]} to {self.rows[1] - 1}")
-        if self.unseen:
-            lines.append(f"  not seen  {self.unseen_share:.2%} of the labelled pixels, counted as not mapped")
-        return "\n".join(lines)
+def ratio(part: float, whole: float) -> float:
+    """Quotient, NaN for 0 / 0: the figure is not defined, which is neither good nor bad."""
+    return part / whole if whole else nan
 
 
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if isfinite(value) else None
+def harmonic_mean(precision: float, recall: float) -> float:
+    """F1 of two shares; 0 where one of them is 0, otherwise NaN where one is not defined."""
+    if precision > 0 and recall > 0:
+        return 2 * precision * recall / (precision + recall)
+    return 0.0 if 0 in (precision, recall) else nan

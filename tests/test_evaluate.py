@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from click.testing import CliRunner, Result
+from matplotlib import image as pictures
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.features import shapes
@@ -18,6 +21,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import calculate_default_transform
 from shapely.geometry import MultiPolygon, Point, box, shape
 
+from l4s_geo.cli import main
 from l4s_geo.errors import InputError
 from l4s_geo.evaluate import evaluate
 from l4s_geo.metrics import Counts, confusion
@@ -314,3 +318,226 @@ def test_what_a_model_has_learnt_from_is_left_out(
         evaluate(pred, labels, exclude=tmp_path / "none.gpkg")
     with pytest.raises(InputError, match="No labelled pixel"):
         evaluate(pred, labels, exclude=write_polygons(tmp_path / "all.gpkg", cells(np.s_[0:300, 0:200])))
+
+
+# --- details ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> tuple[Path, Path]:
+    """Probabilities with uncertainty, and labels, over three rows of blocks.
+
+    Three landslides: one on the border of two strips that is found, one that is missed, one in the unlabelled strip;
+    and a false alarm, which alone is uncertain.
+    """
+    truth = np.zeros((300, 200), np.uint8)
+    truth[110:150, 20:60] = truth[200:204, 100:105] = 1
+    truth[:, 160:] = 255
+    layers = np.zeros((3, 300, 200), np.float32)
+    layers[0] = 0.02
+    layers[0, 111:151, 20:60] = 0.95
+    layers[0, 20:30, 20:30] = 0.7
+    layers[0, 20:30, 170:180] = 0.9
+    layers[2] = 0.01
+    layers[2, 20:30, 20:30] = 0.4
+    pred = tmp_path / "prob.tif"
+    how = {"width": 200, "height": 300, "count": 3, "dtype": "float32", "nodata": np.nan}
+    with rasterio.open(pred, "w", driver="GTiff", crs=UTM, transform=ORIGIN, **how) as file:
+        file.write(layers)
+        file.descriptions = ("probability", "agreement", "uncertainty")
+    return pred, write_raster(tmp_path / "labels.tif", truth)
+
+
+def test_details_of_a_probability_raster(scene: tuple[Path, Path]) -> None:
+    found = evaluate(*scene, details=True)
+    facts = found.to_dict()
+    json.dumps(facts, allow_nan=False)
+    plain = evaluate(*scene)
+    assert (plain.counts, plain.intervals) == (found.counts, found.intervals)
+
+    objects = facts["objects"]
+    assert objects["mapped"] == {"number": 2, "overlap": 1, "iou": 1}
+    assert objects["reference"] == {"number": 2, "overlap": 1, "iou": 1}
+    assert objects["iou"]["f1"] == 0.5
+    assert objects["by_size"][3] == objects["by_size"][3] | {"from_m2": 100_000, "to_m2": None}
+    _, small, middle, large = objects["by_size"]
+    assert (small["overlap"]["precision"], small["overlap"]["recall"]) == (None, 0)
+    assert (middle["overlap"]["precision"], middle["overlap"]["recall"]) == (0, None)
+    assert (large["overlap"]["precision"], large["overlap"]["recall"]) == (1, 1)
+    low, high = objects["overlap"]["intervals"]["recall"]
+    assert low <= 0.5 <= high
+
+    assert facts["boundary"]["tolerance_m"] == pytest.approx(20, rel=0.01)
+    assert facts["boundary"]["recall"] == pytest.approx(156 / (156 + 14))
+    assert evaluate(*scene, details=True, tolerance=0).details.edges.values["recall"] < 0.8
+
+    prob, truth = (rasterio.open(path).read(1) for path in scene)
+    known = truth != 255
+    brier = np.mean((prob[known].astype(float) - truth[known]) ** 2)
+    assert facts["calibration"]["brier"] == pytest.approx(brier)
+    assert sum(b["pixels"] for b in facts["calibration"]["bins"]) == known.sum()
+    best = facts["thresholds"]["f0.5"]
+    assert 0.7 < best["threshold"] <= 0.95
+    assert best["precision"] == pytest.approx(39 / 40)
+    risk = facts["risk_coverage"]
+    assert risk["objects_uncertainty"]["aurc"] < risk["objects_uncertainty"]["error_rate"] == 0.5
+    assert risk["uncertainty"]["aurc"] < risk["uncertainty"]["error_rate"]
+    for words in ("overlapping", "within 2 pixels (20 m)", "ECE", "best F2", "risk-coverage"):
+        assert words in found.text()
+
+
+def test_polygons_have_objects_and_edges_but_no_probabilities(tmp_path: Path, truth: NDArray[Any]) -> None:
+    labels = write_raster(tmp_path / "t.tif", truth)
+    pred = write_polygons(tmp_path / "p.gpkg", cells(np.s_[101:141, 50:90], np.s_[0:10, 0:10]))
+    facts = evaluate(pred, labels, details=True).to_dict()
+    assert facts["objects"]["iou"]["precision"] == 0.5
+    assert facts["boundary"]["recall"] == 1
+    assert not {"calibration", "thresholds", "risk_coverage"} & set(facts)
+    empty = evaluate(write_polygons(tmp_path / "e.gpkg", []), labels, details=True).to_dict()
+    assert empty["objects"]["overlap"] | {"precision": None, "recall": 0.0} == empty["objects"]["overlap"]
+
+
+def test_a_landslide_cut_by_the_area_counts_if_most_of_it_lies_inside(tmp_path: Path, truth: NDArray[Any]) -> None:
+    labels = write_raster(tmp_path / "t.tif", truth)
+    pred = write_raster(tmp_path / "m.tif", np.where(truth == 255, 0, truth).astype(np.uint8))
+    for columns, expected in ((slice(0, 71), 1), (slice(0, 70), 0)):
+        aoi = write_polygons(tmp_path / f"aoi{columns.stop}.gpkg", cells((slice(0, 300), columns)))
+        objects = evaluate(pred, labels, aoi=aoi, details=True).to_dict()["objects"]
+        assert (objects["mapped"]["number"], objects["reference"]["number"]) == (expected, expected)
+
+
+def test_sizes_on_a_grid_in_degrees_are_those_on_the_ground(tmp_path: Path) -> None:
+    """At 60 degrees north a pixel of 0.0002 by 0.0001 degrees is about 11 m wide and high."""
+    labels = np.zeros((60, 60), np.uint8)
+    labels[10:18, 10:20] = 1
+    path = write_raster(
+        tmp_path / "t.tif", labels, transform=Affine(2e-4, 0, 25, 0, -1e-4, 60), crs=CRS.from_epsg(4326)
+    )
+    facts = evaluate(path, path, details=True).to_dict()
+    assert [size["reference"]["number"] for size in facts["objects"]["by_size"]] == [0, 1, 0, 0]
+    assert facts["boundary"]["tolerance_px"] == 2
+    assert facts["boundary"]["tolerance_m"] == pytest.approx(22.3, rel=0.01)
+
+
+def test_rasters_without_a_place_have_pixels_of_sentinel_2(tmp_path: Path, truth: NDArray[Any]) -> None:
+    path = write_raster(tmp_path / "t.tif", truth, crs=None)
+    assert evaluate(path, path, details=True).to_dict()["boundary"]["tolerance_m"] == 20
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1)])
+def test_rasters_of_one_row_or_column(tmp_path: Path, shape: tuple[int, int]) -> None:
+    labels = np.zeros(shape, np.uint8)
+    labels[0, 0] = 1
+    pred = write_raster(tmp_path / "p.tif", labels.astype(np.float32))
+    found = evaluate(pred, write_raster(tmp_path / "t.tif", labels), details=True)
+    assert found.to_dict()["objects"]["iou"]["f1"] == 1
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_labels_without_landslides_have_no_best_threshold(scene: tuple[Path, Path], tmp_path: Path) -> None:
+    empty = write_raster(tmp_path / "none.tif", np.zeros((300, 200), np.uint8))
+    facts = evaluate(scene[0], empty, details=True).to_dict()
+    assert facts["thresholds"] == {}
+    assert facts["objects"]["overlap"]["precision"] == 0
+    assert run("evaluate", scene[0], empty, "--png", tmp_path / "c.png").exit_code == 0
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def run(*args: Any) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+class Page(HTMLParser):
+    """Its cells by table, and what it would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.rows: list[list[str]] = []
+        self.attributes: list[tuple[str, dict[str, str | None]]] = []
+        self.cell = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes.append((tag, dict(attrs)))
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "srcset")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.cell = tag in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        if self.cell:
+            self.rows[-1][-1] += data
+
+
+def test_the_page_says_what_the_json_says_and_needs_nothing_else(scene: tuple[Path, Path], tmp_path: Path) -> None:
+    page, png = tmp_path / "out.html", tmp_path / "out.png"
+    done = run("evaluate", *scene, "--json", "--report", page, "--png", png)
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    found = Page(page)
+    assert [link[:22] for link in found.links] == ["data:image/png;base64,"]
+    rows = {row[0]: row[1:] for row in found.rows if row}
+    assert rows["pixels"][2].startswith(f"{facts['f1']:.3f} (")
+    assert rows["ECE"][0].startswith(f"{facts['calibration']['ece']:.4f} (")
+    assert rows["F2"][1] == f"{facts['thresholds']['f2']['threshold']:.3f}"
+    assert rows["100,000 m² and more"][:2] == ["1", "1"]
+    assert "of the mapped objects of that size" in page.read_text(encoding="utf-8")
+    tags = dict(found.attributes)
+    assert tags["html"] == {"lang": "en"}
+    assert tags["img"]["alt"]
+    assert page.stat().st_size < 400_000
+    assert str(tmp_path) not in page.read_text(encoding="utf-8")
+    assert pictures.imread(png).shape[1] > 1000
+
+
+def test_names_in_the_page_are_escaped(scene: tuple[Path, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "<b>&a.tif"
+    scene[0].rename(odd)
+    assert run("evaluate", odd, scene[1], "--report", tmp_path / "o.html").exit_code == 0
+    text = (tmp_path / "o.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;&amp;a.tif" in text
+    assert "<b>" not in text
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_any_work(scene: tuple[Path, Path], tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    page.write_text("mine")
+    for option, path, message in (
+        ("--report", page, "Give --overwrite"),
+        ("--report", tmp_path / "out.pdf", "Use one of .html"),
+        ("--png", tmp_path / "none" / "out.png", "no folder"),
+    ):
+        done = run("evaluate", *scene, option, path)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert message in done.stderr
+    assert page.read_text() == "mine"
+    missing = run("evaluate", "none.tif", scene[1], "--report", tmp_path / "new.html")
+    assert missing.exit_code == 2
+    assert not (tmp_path / "new.html").exists()
+    assert run("evaluate", *scene, "--report", page, "--overwrite").exit_code == 0
+    assert page.read_text() != "mine"
+    picture = tmp_path / "labels.png"
+    with (
+        rasterio.open(scene[1]) as labels,
+        rasterio.open(
+            picture, "w", driver="PNG", width=200, height=300, count=1, dtype="uint8", crs=UTM, transform=ORIGIN
+        ) as file,
+    ):
+        file.write(labels.read(1), 1)
+    refused = run("evaluate", scene[0], picture, "--png", picture, "--overwrite")
+    assert refused.exit_code == 2
+    assert "is an input" in refused.stderr
+
+
+def test_the_figures_of_real_labels_against_themselves(tmp_path: Path) -> None:
+    if not LABELS.exists():
+        pytest.skip(f"no data in {LABELS}")
+    facts = evaluate(LABELS, LABELS, details=True).to_dict()
+    assert facts["boundary"]["f1"] == facts["objects"]["iou"]["f1"] == 1
+    assert facts["objects"]["mapped"] == facts["objects"]["reference"]
+    assert facts["objects"]["iou"]["intervals"]["f1"] == [1, 1]

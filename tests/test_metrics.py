@@ -1,16 +1,35 @@
-"""Confusion counts, threshold curves and bootstrap intervals."""
+"""Confusion counts, threshold curves, bootstrap intervals, calibration, and risk over coverage."""
 
 from __future__ import annotations
 
-from math import isnan
+from math import isnan, log, nan
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_geo.errors import InputError
-from l4s_geo.metrics import Counts, ThresholdCurve, block_counts, bootstrap, confusion
+from l4s_geo.metrics import (
+    Blocked,
+    Counts,
+    ThresholdCurve,
+    block_counts,
+    bootstrap,
+    confusion,
+    harmonic_mean,
+    of_counts,
+    resample,
+)
+from l4s_geo.reliability import (
+    BINS,
+    calibration_score,
+    calibration_sums,
+    reliability_curve,
+    risk_curve,
+    risk_score,
+    risk_sums,
+)
 
 
 def test_figures_of_known_counts() -> None:
@@ -124,3 +143,111 @@ def test_bootstrap_of_identical_blocks_is_a_point_and_of_nothing_is_nan() -> Non
     assert low == high == pytest.approx(0.75)
     assert all(isnan(v) for pair in bootstrap([]).values() for v in pair)
     assert isnan(bootstrap([Counts(tn=4)] * 3)["precision"][0])
+
+
+def test_f_measures_weigh_recall() -> None:
+    counts = Counts(tp=6, fp=2, fn=4, tn=88)
+    assert counts.f_beta(1) == pytest.approx(counts.f1)
+    assert counts.f_beta(2) == pytest.approx(5 * 0.75 * 0.6 / (4 * 0.75 + 0.6))
+    assert counts.f_beta(0.5) == pytest.approx(1.25 * 0.75 * 0.6 / (0.25 * 0.75 + 0.6))
+
+
+def test_harmonic_mean_is_0_where_one_side_is_and_not_defined_where_nothing_is() -> None:
+    assert harmonic_mean(0.5, 1) == pytest.approx(2 / 3)
+    assert harmonic_mean(nan, 0) == harmonic_mean(0, 0.5) == 0
+    assert isnan(harmonic_mean(nan, nan))
+    assert isnan(harmonic_mean(nan, 0.5))
+
+
+def test_measures_of_the_same_blocks_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    blocks = [Counts(*(int(v) for v in rng.poisson((60, 20, 20, 900)))) for _ in range(30)]
+    pixels = of_counts(blocks)
+    tenth = Blocked(pixels.table / 10, lambda sums: {"recall": sums[0] / (sums[0] + sums[2])})
+    alone, (first, second) = bootstrap(blocks), resample([pixels, tenth])
+    assert first == alone
+    assert second["recall"] == pytest.approx(first["recall"])
+
+
+# --- calibration --------------------------------------------------------------------------------------------
+
+
+def calibration_of(prob: np.ndarray, truth: np.ndarray, threshold: float = 0.5) -> Blocked:
+    """In two blocks."""
+    columns = np.arange(len(prob)) % 2
+    return calibration_score(calibration_sums(prob, truth, prob >= threshold, columns, 2))
+
+
+def test_probabilities_that_are_right_have_no_calibration_error_and_sure_ones_that_are_wrong_have_all() -> None:
+    prob = np.repeat(np.array([0.2, 0.8], np.float32), 10)
+    truth = np.arange(20) % 10 < np.repeat([2, 8], 10)
+    right = calibration_of(prob, truth).score()
+    assert right["ece"] == pytest.approx(0, abs=1e-6)
+    assert right["brier"] == pytest.approx(0.16)
+    wrong = calibration_of(np.array([1, 0], np.float32), np.array([False, True])).score()
+    assert wrong == {"ece": 1, "ece_mapped": 1, "brier": 1}
+
+
+def test_background_hides_what_mapped_pixels_are_off() -> None:
+    prob = np.repeat(np.array([0.0, 0.9], np.float32), [990, 10])
+    truth = np.arange(1000) >= 995
+    found = calibration_of(prob, truth).score()
+    assert found["ece"] == pytest.approx(0.004)
+    assert found["ece_mapped"] == pytest.approx(0.4)
+    assert isnan(calibration_of(prob[:9], truth[:9]).score()["ece_mapped"])
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_calibration_error_as_defined(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    prob = rng.random(300, dtype=np.float32)
+    prob[:2] = 0, 1
+    truth = rng.random(300) < prob**2
+    found = calibration_of(prob, truth)
+    bins = np.clip(np.digitize(prob, np.linspace(0, 1, BINS + 1).astype(np.float32)) - 1, 0, BINS - 1)
+    expected = sum((bins == b).mean() * abs(prob[bins == b].mean() - truth[bins == b].mean()) for b in np.unique(bins))
+    assert found.score()["ece"] == pytest.approx(expected, abs=1e-4)
+    pixels, mean, share = reliability_curve(found.table.sum(axis=0))
+    assert pixels.sum() == 300
+    assert mean[3] == pytest.approx(prob[bins == 3].mean(), abs=1e-3)
+    assert share[14] == pytest.approx(truth[bins == 14].mean(), abs=1e-3)
+
+
+# --- risk and coverage --------------------------------------------------------------------------------------
+
+
+def risk_of(doubt: np.ndarray, wrong: np.ndarray) -> Blocked:
+    """In three blocks."""
+    return risk_score(risk_sums(doubt.astype(np.float32), wrong, np.arange(len(doubt)) % 3, 3))
+
+
+def test_a_perfect_ranking_saves_all_one_by_chance_nothing_and_a_wrong_one_costs() -> None:
+    wrong = np.arange(1000) >= 900
+    perfect = risk_of(np.where(wrong, 0.4, 0.01), wrong).score()
+    assert perfect["aurc"] == pytest.approx(0.1 + 0.9 * log(0.9))
+    assert perfect["excess_aurc"] == pytest.approx(0)
+    chance = risk_of(np.full(1000, 0.2), wrong).score()
+    assert chance["aurc"] == pytest.approx(chance["error_rate"]) == pytest.approx(0.1)
+    assert risk_of(np.where(wrong, 0.01, 0.4), wrong).score()["aurc"] > 0.3
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1))
+def test_area_is_the_mean_risk_over_all_coverages(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    doubt = 10 ** rng.uniform(-5, -0.3, 5000)
+    wrong = rng.random(5000) < doubt**0.3
+    found = risk_of(doubt, wrong)
+    risks = np.cumsum(wrong[np.argsort(doubt)]) / np.arange(1, 5001)
+    assert found.score()["aurc"] == pytest.approx(risks.mean(), rel=0.02)
+    coverage, risk = risk_curve(found.table.sum(axis=0))
+    assert (coverage[-1], risk[-1]) == (1, pytest.approx(wrong.mean()))
+    assert np.all(np.diff(coverage) > 0)
+
+
+def test_doubt_that_is_not_known_takes_no_part_and_none_has_no_area() -> None:
+    doubt, wrong = np.array([0.1, nan, 0.3]), np.array([False, True, True])
+    assert risk_of(doubt, wrong).score()["error_rate"] == 0.5
+    assert isnan(risk_of(doubt[:0], wrong[:0]).score()["aurc"])
+    assert risk_of(doubt[:1], ~wrong[:1]).score()["aurc"] == 1
