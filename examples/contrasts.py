@@ -21,7 +21,7 @@ import torch
 
 from l4s_geo.crf import CrfParams
 from l4s_geo.data.crops import Area, load_area
-from l4s_geo.inference import Ensemble, choose_dtype
+from l4s_geo.ensemble import Ensemble, choose_dtype
 from l4s_geo.metrics import Counts, ThresholdCurve
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card

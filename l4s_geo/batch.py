@@ -133,6 +133,7 @@ def map_batch(
     *,
     extension: str = ".gpkg",
     prob: bool = False,
+    density: bool = False,
     source: Source | None = None,
 ) -> Iterator[Outcome]:
     """Map scenes one after another; the networks are loaded once.
@@ -144,6 +145,7 @@ def map_batch(
         progress: Says which scene is mapped, and how far.
         extension: Of the results.
         prob: Write the probabilities too.
+        density: Write landslide area per square kilometre too.
         source: Where the probabilities are computed; by this process if not given.
 
     Yields:
@@ -167,6 +169,7 @@ def map_batch(
             scene=job.scene,
             out=result,
             prob=out / f"{job.name}.tif" if prob else None,
+            density=out / f"{job.name}-density.tif" if density else None,
             dem=job.dem or options.dem,
             slope=job.slope or options.slope,
         )

@@ -20,8 +20,9 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from l4s_geo.data.synthetic import make_scene
+from l4s_geo.ensemble import Ensemble, choose_devices, cut_patches, one_core_each
 from l4s_geo.errors import L4SError
-from l4s_geo.inference import BATCH, Ensemble, batches, choose_devices, cut_patches, cut_strips, one_core_each
+from l4s_geo.inference import BATCH, batches, cut_strips
 from l4s_geo.models import registry
 from l4s_geo.outputs import writing
 from l4s_geo.pipeline import MapOptions, Plan, open_for, scene_statistics
@@ -185,7 +186,7 @@ def _words(options: MapOptions) -> Iterator[str]:
     for name, value in asdict(options).items():
         flag = "--" + {"models": "model"}.get(name, name).replace("_", "-")
         if name == "scene" or value is None or value is False:
-            if name in ("tta", "crf") and value is False:
+            if name in ("tta", "crf", "scl") and value is False:
                 yield f"--no-{name}"
         elif value is True:
             yield flag

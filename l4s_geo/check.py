@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -118,6 +117,8 @@ def check_scene(
     dem: str | Path | None = None,
     slope: str | Path | None = None,
     units: str = "auto",
+    s2_offset: str = "auto",
+    scl: bool = True,
 ) -> Report:
     """Look at a scene without mapping it.
 
@@ -128,11 +129,13 @@ def check_scene(
         dem: Elevation raster, metres.
         slope: Slope raster, degrees.
         units: ``auto``, ``dn``, ``reflectance`` or ``byte``.
+        s2_offset: ``auto``, ``0`` or ``-1000``, as ``open_scene`` takes it.
+        scl: Leave out what a scene classification calls cloud, shadow or snow.
 
     Returns:
         The report; a scene that cannot be opened gives a report with that one problem.
     """
-    opened = partial(open_scene, path, bands=bands, dem=dem, slope=slope, units=units)
+    opened = partial(open_scene, path, bands=bands, dem=dem, slope=slope, units=units, s2_offset=s2_offset, scl=scl)
     resolution = cards[0].resolution_m
     compression: Compression = "asinh" if cards[0].compression == "asinh" else "none"
     try:
@@ -145,7 +148,7 @@ def check_scene(
                 notes=tuple(scene.notes),
                 name=scene.name,
                 date=scene.date,
-                level=guess_level(str(path)),
+                level=scene.level,
                 bands=scene.bands,
                 units=scene.units,
                 crs=crs,
@@ -165,12 +168,6 @@ def crs_name(crs: CRS) -> str:
     """``EPSG:32654``, or the name inside the definition of a CRS without a code."""
     code = crs.to_epsg()
     return f"EPSG:{code}" if code else crs.to_wkt().split('"')[1]
-
-
-def guess_level(name: str) -> str | None:
-    """``L1C`` or ``L2A`` where a file or folder name says so, as Sentinel-2 products do."""
-    found = re.search(r"(?<![A-Za-z])(?:MSI)?(L1C|L2A)(?![A-Za-z0-9])", name)
-    return found[1] if found else None
 
 
 def _sample(scene: Scene) -> tuple[RobustStats, float, list[tuple[str, str]]]:
@@ -250,7 +247,8 @@ def _doubtful(facts: Report, resolution: float) -> Iterator[str]:
     if visible and not far and all(r.low >= OFFSET for r in visible):
         yield (
             "Even the darkest pixels are above 1000: the offset of processing baseline 04.00, haze or cloud. "
-            "With the scene's own statistics (--normalize scene) a constant offset does no harm."
+            "With the scene's own statistics (--normalize scene) a constant offset does no harm. If it is the offset, "
+            "--s2-offset -1000 takes it off."
         )
     if facts.valid_share is not None and 0 < facts.valid_share < 0.1:
         yield f"Only {facts.valid_share:.1%} of the sampled pixels are valid."

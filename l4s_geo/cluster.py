@@ -112,9 +112,12 @@ class Cluster:
 def _from_anywhere(plan: Plan) -> Plan:
     """The same with absolute paths: actors work in other folders."""
     options = plan.options
-    scene, dem, slope = (path and _absolute(path) for path in (options.scene, options.dem, options.slope))
+    inputs = (options.scene, options.dem, options.slope, options.aoi)
+    scene, dem, slope, aoi = (path and _absolute(path) for path in inputs)
+    masks = tuple(map(_absolute, options.masks))
     models = tuple(replace(m, folder=m.folder.absolute()) for m in plan.models)
-    return replace(plan, options=replace(options, scene=scene or "", dem=dem, slope=slope), models=models)
+    own = replace(options, scene=scene or "", dem=dem, slope=slope, aoi=aoi, masks=masks)
+    return replace(plan, options=own, models=models)
 
 
 def _absolute(path: str) -> str:

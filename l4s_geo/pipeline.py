@@ -6,7 +6,7 @@ Reading, networks, and writing overlap, and what is done is noted, so that a run
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from rasterio.windows import Window
 from torch import Tensor
 
 from l4s_geo import crf
+from l4s_geo.ensemble import Ensemble, choose_devices, choose_dtype
 from l4s_geo.errors import InputError
-from l4s_geo.inference import Ensemble, ReadRows, Rows, choose_devices, choose_dtype, predict
+from l4s_geo.inference import ReadRows, Rows, predict
 from l4s_geo.journal import Journal, journal, stamp
+from l4s_geo.masks import EVERYWHERE, Limits, nothing_left, open_limits
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.models.fold import for_inference
@@ -33,9 +35,11 @@ from l4s_geo.results import (
     Clock,
     MapResult,
     check_outputs,
-    file_size,
+    check_slope,
     ground_area,
+    input_files,
     limited_cache,
+    slope_notes,
     vectorize,
     versions,
     write_all,
@@ -83,22 +87,39 @@ class Plan:
         dtype = choose_dtype(self.options.dtype, devices[0])
         return Ensemble(networks, devices, dtype, tta=self.settings.tta, workers=self.options.workers)
 
-    def reader(self, scene: Scene) -> ReadRows:
-        """Reads what the networks want to see, before it is standardized."""
-        return lambda row, rows: scene.read(Window(0, row, scene.grid.width, rows), self.normalizer.bands)
+    def reader(self, scene: Scene, limits: Limits = EVERYWHERE) -> ReadRows:
+        """Reads what the networks want to see, before it is standardized.
+
+        Every patch that meets the area of interest is whole, so that inside nothing depends on where it ends.
+        """
+
+        def read(row: int, rows: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+            window = Window(0, row, scene.grid.width, rows)
+            wanted = limits.inside(window, PATCH - 1)
+            if not wanted.any():
+                return np.zeros((len(self.normalizer.bands), *wanted.shape), np.float32), wanted
+            image, valid = scene.read(window, self.normalizer.bands)
+            return image, valid & wanted & limits.clear(window)
+
+        return read
 
     def rows(self, scene: Scene, ensemble: Ensemble, first: int = 0, end: int | None = None) -> Generator[Rows]:
         """``LAYERS`` of scene rows from ``first`` to before ``end``; they do not depend on where one begins."""
-        return predict(
-            self.reader(scene),
-            Tiling(*scene.grid.shape, PATCH, self.settings.stride),
-            ensemble,
-            batch_size=self.options.batch_size,
-            normalizer=self.normalizer,
-            reduce=lambda members: summarize(members, self.settings.threshold),
-            first=first,
-            end=end,
-        )
+        with limits_for(self.options, scene) as limits:
+            found = predict(
+                self.reader(scene, limits),
+                Tiling(*scene.grid.shape, PATCH, self.settings.stride),
+                ensemble,
+                batch_size=self.options.batch_size,
+                normalizer=self.normalizer,
+                reduce=lambda members: summarize(members, self.settings.threshold),
+                first=first,
+                end=end,
+            )
+            with closing(found):
+                for rows in found:
+                    seen = rows.seen & limits.inside(Window(0, rows.row, scene.grid.width, len(rows.seen)))
+                    yield Rows(rows.row, np.where(seen, rows.values, np.float32(np.nan)), seen)
 
 
 #: Gives the rows of a plan from a scene row on, in any order.
@@ -133,17 +154,25 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
         OutputError: An output cannot be written; what was there before is untouched.
     """
     clock, source = Clock(), source or Here()
-    check_outputs(options.out, options.prob, options.overwrite)
+    check_outputs(options.out, options.overwrite, prob=options.prob, density=options.density)
     models = tuple(registry.find(name) for name in options.models or (registry.DEFAULT,))
     card = agree([m.card for m in models])
     settings = decide(options, [m.card for m in models])
-    with limited_cache(), open_for(options, card) as scene:
-        inputs = (*scene.paths, options.dem, options.slope)
-        check_outputs(options.out, options.prob, options.overwrite, scene.native_crs, inputs)
+    with limited_cache(), open_for(options, card) as scene, limits_for(options, scene) as limits:
+        check_outputs(
+            options.out,
+            options.overwrite,
+            prob=options.prob,
+            density=options.density,
+            crs=scene.native_crs,
+            inputs=_inputs(options, scene),
+        )
+        check_slope(options.min_slope, scene.bands)
+        _check_seen(options, scene, limits)
         asked = _asked(options, models, settings, scene)
         with journal(options.out, asked, resume=options.resume, overwrite=options.overwrite) as notes:
             with clock.stage("statistics"):
-                plan = Plan(options, models, settings, _normalizer(options, card, scene, notes.folder))
+                plan = Plan(options, models, settings, _normalizer(options, card, scene, limits, notes.folder))
             layers = LAYERS if settings.crf is None else (*LAYERS, REFINED)
             with WorkRaster(notes.folder / "work.raw", scene.grid, layers) as raster:
                 with clock.stage("loading"):
@@ -162,12 +191,13 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                         origin,
                         threshold=settings.threshold,
                         min_area=settings.min_area,
+                        min_slope=settings.min_slope,
                         max_hole=settings.max_hole,
                         simplify=settings.simplify,
+                        density=options.density is not None,
                     )
-                return write_all(
-                    options.out, found, _provenance(plan, scene, found.seen_share), clock, options.prob, raster
-                )
+                record = _provenance(plan, scene, limits, found.seen_share)
+                return write_all(options.out, found, record, clock, options.prob, raster, options.density)
 
 
 def open_for(options: MapOptions, card: Card) -> Scene:
@@ -183,6 +213,9 @@ def open_for(options: MapOptions, card: Card) -> Scene:
         slope=options.slope,
         resolution=card.resolution_m,
         units=options.units,
+        s2_offset=options.s2_offset,
+        scl=options.scl,
+        wanted=card.bands,
     )
     missing = [b for b in card.bands if b not in scene.bands]
     if missing:
@@ -196,21 +229,46 @@ def open_for(options: MapOptions, card: Card) -> Scene:
     return scene
 
 
-def scene_statistics(scene: Scene, card: Card) -> Normalizer:
-    """Robust statistics of the scene itself, from windows spread over it (from all of it where these see nothing)."""
+def limits_for(options: MapOptions, scene: Scene) -> AbstractContextManager[Limits]:
+    """Where the options say to look in a scene."""
+    return open_limits(scene.grid, scene.source, options.aoi, options.masks)
+
+
+def _check_seen(options: MapOptions, scene: Scene, limits: Limits) -> None:
+    """Raises InputError where no valid pixel lies within the limits."""
+    for window in row_windows(scene.grid) if limits else ():
+        wanted = limits.inside(window) & limits.clear(window)
+        if wanted.any() and (wanted & scene.read(window)[1]).any():
+            return
+    if limits:
+        raise nothing_left(scene.source, options.aoi, options.masks)
+
+
+def scene_statistics(scene: Scene, card: Card, limits: Limits = EVERYWHERE) -> Normalizer:
+    """Robust statistics of the scene itself, from windows spread over it (from all of it where these see nothing).
+
+    Masks count, an area of interest does not: the models learnt from whole regions standardized by themselves, and a
+    small area that is all landslide or all forest has other statistics than the region it lies in.
+    """
     for windows in (sample_windows(scene.grid), row_windows(scene.grid)):
         stats = RobustStats(card.bands)
         for window in windows:
-            stats.update(*scene.read(window, card.bands))
+            image, valid = scene.read(window, card.bands)
+            stats.update(image, valid & limits.clear(window))
         if stats.pixels:
             return stats.normalizer(card.compression, f"scene {scene.name}")
     raise InputError(f"{scene.source} has no valid pixel: all of it is nodata or masked. Check nodata and masks.")
 
 
+def _inputs(options: MapOptions, scene: Scene) -> tuple[str | None, ...]:
+    """Files that the result depends on."""
+    return *scene.paths, options.dem, options.slope, options.aoi, *options.masks
+
+
 def _asked(options: MapOptions, models: Iterable[Model], settings: Settings, scene: Scene) -> dict[str, Any]:
     """What makes the result what it is."""
     hidden = ("out", "resume", "overwrite", "workers")
-    inputs = (*scene.paths, options.dem, options.slope, options.normalize)
+    inputs = (options.scene, *_inputs(options, scene), options.normalize)
     groups: dict[str, dict[str, Any]] = {
         "option": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in hidden},
         "setting": asdict(settings),
@@ -221,11 +279,11 @@ def _asked(options: MapOptions, models: Iterable[Model], settings: Settings, sce
     return {f"{group} {name}": value for group, values in groups.items() for name, value in values.items()}
 
 
-def _normalizer(options: MapOptions, card: Card, scene: Scene, folder: Path) -> Normalizer:
+def _normalizer(options: MapOptions, card: Card, scene: Scene, limits: Limits, folder: Path) -> Normalizer:
     """Found once in a run, however often it is taken up."""
     kept = folder / "normalizer.json"
     if not kept.exists():
-        normalizer_for(options.normalize, card, lambda: scene_statistics(scene, card)).save(kept)
+        normalizer_for(options.normalize, card, lambda: scene_statistics(scene, card, limits)).save(kept)
     return Normalizer.load(kept)
 
 
@@ -293,12 +351,13 @@ def _refine(
     progress.finish()
 
 
-def _provenance(plan: Plan, scene: Scene, seen: float) -> dict[str, Any]:
+def _provenance(plan: Plan, scene: Scene, limits: Limits, seen: float) -> dict[str, Any]:
     options, settings = plan.options, plan.settings
-    inputs = {"scene": options.scene, "dem": options.dem, "slope": options.slope}
     return {
         "versions": versions(),
-        "inputs": {k: {"path": v, "bytes": file_size(v)} for k, v in inputs.items() if v is not None},
+        "inputs": input_files(
+            scene=options.scene, dem=options.dem, slope=options.slope, aoi=options.aoi, masks=options.masks
+        ),
         "scene": {
             "name": scene.name,
             "date": scene.date,
@@ -320,5 +379,5 @@ def _provenance(plan: Plan, scene: Scene, seen: float) -> dict[str, Any]:
         "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype},
         "seen_share": round(seen, 6),
         "area_m2": ground_area(scene.grid),
-        "notes": [*scene.notes, *settings.notes],
+        "notes": [*scene.notes, *limits.notes, *settings.notes, *slope_notes(settings.min_slope, scene)],
     }

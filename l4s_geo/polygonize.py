@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,15 +17,18 @@ from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from l4s_geo.errors import InputError, reason
+from l4s_geo.masks import Limited, nothing_left, open_limits
 from l4s_geo.progress import Progress
 from l4s_geo.results import (
     LAYERS,
     Clock,
     MapResult,
     check_outputs,
-    file_size,
+    check_slope,
     ground_area,
+    input_files,
     limited_cache,
+    slope_notes,
     vectorize,
     versions,
     write_all,
@@ -42,10 +45,14 @@ class PolygonizeOptions:
     out: Path
     threshold: float | None = None
     min_area: float | None = None
+    min_slope: float | None = None
     max_hole: float | None = None
     simplify: float = 0.0
     dem: str | None = None
     slope: str | None = None
+    aoi: str | None = None
+    masks: tuple[str, ...] = ()
+    density: Path | None = None
     overwrite: bool = False
 
 
@@ -112,28 +119,45 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         OutputError: The output cannot be written.
     """
     clock = Clock()
-    check_outputs(options.out, None, options.overwrite)
-    balanced = PRESETS["balanced"]
-    with limited_cache(), ProbabilityRaster(options.prob) as raster, ExitStack() as stack:
-        check_outputs(options.out, None, options.overwrite, raster.grid.crs)
-        settings = {
-            "threshold": _threshold(options, raster),
-            "min_area": balanced.min_area if options.min_area is None else options.min_area,
-            "max_hole": balanced.max_hole if options.max_hole is None else options.max_hole,
-            "simplify": options.simplify,
-        }
+    check_outputs(options.out, options.overwrite, density=options.density)
+    with (
+        limited_cache(),
+        ProbabilityRaster(options.prob) as raster,
+        open_limits(raster.grid, str(options.prob), options.aoi, options.masks) as limits,
+        ExitStack() as stack,
+    ):
+        inputs = (options.prob, options.dem, options.slope, options.aoi, *options.masks)
+        check_outputs(options.out, options.overwrite, density=options.density, crs=raster.grid.crs, inputs=inputs)
         terrain = None
         if options.dem or options.slope:
             terrain = stack.enter_context(open_terrain(raster.grid, dem=options.dem, slope=options.slope))
+        check_slope(options.min_slope, terrain.bands if terrain else ())
+        settings = {"threshold": _threshold(options, raster)} | _filters(options)
         made = json.loads(raster.tags.get("PROVENANCE", "{}"))
         scene = made.get("scene", {})
         model = "+".join(m["name"] for m in made.get("models", [])) or None
         origin = {"model": model, "scene": scene.get("name", options.prob.stem), "date": scene.get("date")}
         progress.start("polygons", 1)
         with clock.stage("polygons"):
-            layers = vectorize(raster, terrain, raster.grid.crs, origin, **settings)
+            seen = Limited(raster, limits) if limits else raster
+            layers = vectorize(seen, terrain, raster.grid.crs, origin, **settings, density=options.density is not None)
         progress.finish()
-        return write_all(options.out, layers, _provenance(options, raster, settings, made, layers.seen_share), clock)
+        if limits and not layers.seen_share:
+            raise nothing_left(str(options.prob), options.aoi, options.masks)
+        record = _provenance(options, raster, settings, made, layers.seen_share)
+        notes = [*limits.notes, *slope_notes(settings["min_slope"], terrain)]
+        return write_all(options.out, layers, record | {"notes": notes}, clock, density=options.density)
+
+
+def _filters(options: PolygonizeOptions) -> dict[str, float]:
+    """What makes polygons, where it is not given as in the preset ``balanced``."""
+    balanced = PRESETS["balanced"]
+    return {
+        "min_area": balanced.min_area if options.min_area is None else options.min_area,
+        "min_slope": balanced.min_slope if options.min_slope is None else options.min_slope,
+        "max_hole": balanced.max_hole if options.max_hole is None else options.max_hole,
+        "simplify": options.simplify,
+    }
 
 
 def _threshold(options: PolygonizeOptions, raster: ProbabilityRaster) -> float:
@@ -152,13 +176,13 @@ def _provenance(
     made: dict[str, Any],
     seen: float,
 ) -> dict[str, Any]:
-    inputs = {k: v for k, v in asdict(options).items() if k in ("prob", "dem", "slope") and v is not None}
     return {
         "versions": versions(),
-        "inputs": {k: {"path": str(v), "bytes": file_size(v)} for k, v in inputs.items()},
+        "inputs": input_files(
+            prob=options.prob, dem=options.dem, slope=options.slope, aoi=options.aoi, masks=options.masks
+        ),
         "settings": settings,
         "area_m2": ground_area(raster.grid),
         "seen_share": round(seen, 6),
-        "notes": [],
         "probabilities": made,
     }

@@ -80,6 +80,7 @@ def scene_polygons(
     crs: CRS,
     threshold: float,
     min_area_m2: float = 0.0,
+    min_slope_deg: float = 0.0,
     max_hole_m2: float = 0.0,
     simplify_m: float = 0.0,
 ) -> ScenePolygons:
@@ -98,6 +99,7 @@ def scene_polygons(
         threshold: Probability from which on a pixel is landslide.
         min_area_m2: Landslides whose pixels cover less are left out; closed holes and simplification do not
             count.
+        min_slope_deg: Likewise those whose ground is flatter on average; where the slope is not known they stay.
         max_hole_m2: Holes smaller than this are closed, also where nothing was seen. A landslide in such a
             hole becomes part of the one around it, without its statistics.
         simplify_m: Straighten outlines by about this many metres; none will cross another (coverage
@@ -111,7 +113,7 @@ def scene_polygons(
         ValueError: Blocks with gaps or of different width.
         OutputError: The disk is full.
     """
-    tracers = Tracer(LAYERS, _larger(transform, crs, min_area_m2)), Tracer(())
+    tracers = Tracer(LAYERS, _wanted(transform, crs, min_area_m2, min_slope_deg)), Tracer(())
     spools = Spool((*PLACES, *LAYERS)), Spool(PLACES)
     seen = 0
     for strips in _strips(blocks, threshold):
@@ -124,13 +126,14 @@ def scene_polygons(
     return ScenePolygons(landslides, _not_seen_parts(spools[1], transform, crs), seen)
 
 
-def _larger(transform: Affine, crs: CRS, min_area_m2: float) -> Keep:
-    """Which components cover an area."""
+def _wanted(transform: Affine, crs: CRS, min_area_m2: float, min_slope_deg: float) -> Keep:
+    """Which components cover an area and are not known to be flat."""
     corner = EqualArea.around(transform, crs, 0, 0)
 
     def keep(totals: Totals) -> NDArray[np.bool_]:
         pixel = corner.pixel_area(totals.mean("column"), totals.mean("row"))
-        return totals.count("place") * pixel >= min_area_m2 * (1 - 1e-9)
+        large = totals.count("place") * pixel >= min_area_m2 * (1 - 1e-9)
+        return large & ~(totals.mean("slope") < min_slope_deg)  # a comparison with NaN is false
 
     return keep
 

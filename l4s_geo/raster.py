@@ -19,7 +19,7 @@ from l4s_geo.errors import OutputError, reason
 from l4s_geo.scene import Grid
 
 #: Rows of a strip when a raster is read from top to bottom.
-STRIP = 256
+STRIP = 128
 
 
 class Layered(Protocol):

@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,8 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from l4s_geo import __version__, outputs
-from l4s_geo.errors import OutputError
+from l4s_geo.density import Density
+from l4s_geo.errors import InputError, OutputError
 from l4s_geo.polygons import Block, scene_polygons
 from l4s_geo.raster import Layered, WorkRaster, row_windows
 from l4s_geo.scene import Grid, Scene
@@ -44,11 +45,15 @@ class MapResult:
 
 @dataclass(frozen=True)
 class Layers:
-    """Vector layers of a result, in parts that can be taken once, and the share of pixels that were seen."""
+    """Vector layers of a result, in parts that can be taken once, and the share of pixels that were seen.
+
+    ``density``, if wanted, is complete when all landslides were taken.
+    """
 
     landslides: Iterable[gpd.GeoDataFrame]
     not_seen: Iterable[gpd.GeoDataFrame]
     seen_share: float
+    density: Density | None = None
 
 
 @dataclass
@@ -74,27 +79,48 @@ def limited_cache() -> rasterio.Env:
 
 def check_outputs(
     out: Path,
-    prob: Path | None,
     overwrite: bool,
+    *,
+    prob: Path | None = None,
+    density: Path | None = None,
     crs: CRS | None = None,
     inputs: Iterable[str | Path | None] = (),
 ) -> None:
     """Check all outputs before any work.
 
     Raises:
-        OutputError: One exists and may not be replaced, is an input, or cannot be written.
+        OutputError: One exists and may not be replaced, is an input or another output, or cannot be written.
     """
     outputs.check_output(out, crs=crs)
-    if prob is not None:
-        outputs.check_output(prob, outputs.RASTER_EXTENSIONS)
-        if prob.exists() and any(p is not None and Path(p).exists() and prob.samefile(p) for p in inputs):
-            raise OutputError(f"{prob} is an input and would be lost. Give --prob another name.")
-    for path in (p for p in (out, prob) if p is not None):
+    rasters = {option: path for option, path in (("--prob", prob), ("--density", density)) if path is not None}
+    for path in rasters.values():
+        outputs.check_output(path, outputs.RASTER_EXTENSIONS)
+    if len({path.absolute() for path in rasters.values()}) < len(rasters):
+        raise OutputError(f"--prob and --density are both {prob}. Give one of them another name.")
+    given = [path for path in inputs if path is not None]
+    for option, path in {"--out": out, **rasters}.items():
         record = path.with_name(path.name + ".json")
         if record.is_dir():
             raise OutputError(f"{record} is a folder where the provenance goes. Rename it, or give another name.")
+        if path.exists() and any(Path(p).exists() and path.samefile(p) for p in given):
+            raise OutputError(f"{path} is an input and would be lost. Give {option} another name.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
+
+
+def check_slope(min_slope: float | None, bands: Container[str]) -> None:
+    """Raises InputError where ``--min-slope`` was given and nothing says how steep the ground is."""
+    if min_slope and "slope" not in bands:
+        raise InputError("--min-slope needs the slope of the ground. Give --dem or --slope too, or leave it away.")
+
+
+def slope_notes(min_slope: float, scene: Scene | None) -> list[str]:
+    """What the user should know about landslides that are left out because the ground is flat."""
+    if not min_slope or scene is None or "slope" not in scene.bands:
+        return []
+    return [
+        f"landslides on ground flatter than {min_slope:g} degrees on average are left out (--min-slope 0 keeps them)"
+    ]
 
 
 def vectorize(
@@ -105,8 +131,10 @@ def vectorize(
     *,
     threshold: float,
     min_area: float,
+    min_slope: float,
     max_hole: float,
     simplify: float,
+    density: bool = False,
 ) -> Layers:
     """Polygons of a probability raster, which is read before this returns.
 
@@ -117,8 +145,10 @@ def vectorize(
         origin: Attributes that all landslides share.
         threshold: As all below in ``landslide_polygons``.
         min_area: In m2.
+        min_slope: In degrees.
         max_hole: In m2.
         simplify: In metres.
+        density: Make a density grid of the landslides too.
 
     Raises:
         OutputError: The disk is full.
@@ -130,13 +160,23 @@ def vectorize(
         crs=grid.crs,
         threshold=threshold,
         min_area_m2=min_area,
+        min_slope_deg=min_slope,
         max_hole_m2=max_hole,
         simplify_m=simplify,
     )
+    cells = Density(raster, LAYERS[0]) if density else None
+
+    def landslides() -> Iterator[gpd.GeoDataFrame]:
+        for part in found.landslides:
+            if cells is not None:
+                cells.add(part)
+            yield _reproject(part, grid, crs).assign(**origin)
+
     return Layers(
-        (_reproject(part, grid, crs).assign(**origin) for part in found.landslides),
+        landslides(),
         (_reproject(part, grid, crs) for part in found.not_seen),
         found.seen / (grid.width * grid.height),
+        cells,
     )
 
 
@@ -213,6 +253,15 @@ def file_size(path: str | Path) -> int | None:
         return None
 
 
+def input_files(**paths: str | Path | Sequence[str | Path] | None) -> dict[str, Any]:
+    """Files by what they are for, as the provenance has them; several for one purpose as a list."""
+
+    def entry(path: str | Path) -> dict[str, Any]:
+        return {"path": str(path), "bytes": file_size(path)}
+
+    return {k: entry(v) if isinstance(v, (str, Path)) else [entry(p) for p in v] for k, v in paths.items() if v}
+
+
 def write_all(
     out: Path,
     layers: Layers,
@@ -220,6 +269,7 @@ def write_all(
     clock: Clock,
     prob: Path | None = None,
     raster: WorkRaster | None = None,
+    density: Path | None = None,
 ) -> MapResult:
     """Write every output and its provenance, and say what was found.
 
@@ -230,6 +280,7 @@ def write_all(
         clock: Stages so far.
         prob: Probability raster, or None.
         raster: Its ``LAYERS`` go into ``prob``.
+        density: Raster of the density in ``layers``, or None.
 
     Raises:
         OutputError: One cannot be written; all are then as they were before.
@@ -247,8 +298,10 @@ def write_all(
                 tags = {"PROVENANCE": json.dumps(record), "THRESHOLD": str(record["settings"]["threshold"])}
                 outputs.write_cog(raster.finish(LAYERS), prob, tags, until=until)
             outputs.write_vector(out, measured(), layers.not_seen, until=until)
+            if density is not None and layers.density is not None:
+                layers.density.write(density, json.dumps(record), until)
         summary = _summary(np.concatenate(areas), record, out, clock)
-        for path in (p for p in (out, prob) if p is not None):
+        for path in (p for p in (out, prob, density) if p is not None):
             made = record | {"output": path.name, "result": summary}
             outputs.write_provenance(path.with_name(path.name + ".json"), made, until=until)
     return MapResult(summary, _message(summary))

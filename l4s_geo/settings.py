@@ -21,6 +21,7 @@ class Preset:
     threshold: str = "balanced"
     overlap: float = 0.5
     min_area: float = 500.0
+    min_slope: float = 5.0
     max_hole: float = 500.0
 
 
@@ -41,13 +42,19 @@ class MapOptions:
         out: Vector file to write.
         dem: Elevation raster.
         slope: Slope raster, degrees.
+        aoi: Polygons; nothing outside is mapped, but the networks see what is around.
+        masks: Polygons or rasters of what is hidden, also from the networks and from the statistics.
         bands: Names of the scene's bands in file order.
         units: ``auto``, ``dn``, ``reflectance``, ``byte``.
+        s2_offset: ``auto``, ``0``, ``-1000``: added to digital numbers.
+        scl: Leave out what the scene classification of a Level-2A product calls cloud, shadow or snow.
         models: Names or directories; none means the bundled ensemble.
         prob: Probability raster to write.
+        density: Raster of landslide area per square kilometre to write.
         threshold: Probability from which on a pixel is landslide.
         preset: Name in ``PRESETS``.
         min_area: Smallest landslide, m2.
+        min_slope: Landslides on ground that is flatter on average are left out, degrees; 0 keeps all.
         max_hole: Holes below are closed, m2.
         simplify: Outline tolerance, m.
         overlap: Share of a patch's side.
@@ -66,13 +73,19 @@ class MapOptions:
     out: Path
     dem: str | None = None
     slope: str | None = None
+    aoi: str | None = None
+    masks: tuple[str, ...] = ()
     bands: tuple[str, ...] | None = None
     units: str = "auto"
+    s2_offset: str = "auto"
+    scl: bool = True
     models: tuple[str, ...] = ()
     prob: Path | None = None
+    density: Path | None = None
     threshold: float | None = None
     preset: str = "balanced"
     min_area: float | None = None
+    min_slope: float | None = None
     max_hole: float | None = None
     simplify: float = 0.0
     overlap: float | None = None
@@ -93,6 +106,7 @@ class Settings:
 
     threshold: float
     min_area: float
+    min_slope: float
     max_hole: float
     simplify: float
     stride: int
@@ -117,6 +131,7 @@ def decide(options: MapOptions, cards: Sequence[Card]) -> Settings:
     return Settings(
         threshold=threshold,
         min_area=preset.min_area if options.min_area is None else options.min_area,
+        min_slope=preset.min_slope if options.min_slope is None else options.min_slope,
         max_hole=preset.max_hole if options.max_hole is None else options.max_hole,
         simplify=options.simplify,
         stride=max(1, round(PATCH * (1 - overlap))),

@@ -17,8 +17,8 @@ from l4s_geo.data.folders import open_patches
 from l4s_geo.data.l4s import COUNTS, encode_mask, number_of
 from l4s_geo.data.new_folder import check_new_folder, new_folder
 from l4s_geo.data.patches import Patches
+from l4s_geo.ensemble import Ensemble, choose_device, choose_dtype
 from l4s_geo.errors import InputError, OutputError, reason
-from l4s_geo.inference import Ensemble, choose_device, choose_dtype
 from l4s_geo.metrics import Counts, confusion
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 from click.testing import CliRunner
+from shapely.geometry import box
 
 from l4s_geo.batch import Job, find_jobs, map_batch
 from l4s_geo.cli import main
@@ -148,7 +149,13 @@ def test_a_cluster_gives_the_same_bytes_though_a_machine_dies(
     write(tmp_path / "scene.tif", image)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cluster, "STRIP", 100)
-    local = MapOptions("scene.tif", Path("local.fgb"), prob=Path("local.tif"), device="cpu", crf=False, threshold=0.3)
+    cells = gpd.GeoSeries([box(300_000, 2_585_500, 301_000, 2_599_500)], crs="EPSG:32651")
+    cells.to_file("area.gpkg")
+    cells.buffer(-400).to_file("lake.gpkg")
+    local = MapOptions(
+        "scene.tif", Path("local.fgb"), prob=Path("local.tif"), device="cpu", crf=False, threshold=0.3,
+        aoi="area.gpkg", masks=("lake.gpkg",),
+    )  # fmt: skip
     map_scene(local, Silent())
     with cluster.on_ray(nodes.address) as source:
         assert isinstance(source, cluster.Cluster)

@@ -138,8 +138,9 @@ def test_options_of_the_command_are_those_of_the_library(verb: str, options: Any
 
 def test_every_map_option_arrives(mapped: list[Any]) -> None:
     text = (
-        "s.tif --out o.fgb --dem d.tif --slope s2.tif --bands B4,B3,B2 --units byte --model a "
-        "--model b --prob p.tif --threshold 0.4 --preset recall --min-area 900 --max-hole 50 --simplify 5 "
+        "s.tif --out o.fgb --dem d.tif --slope s2.tif --bands B4,B3,B2 --units byte --s2-offset -1000 --no-scl "
+        "--model a --model b --prob p.tif --threshold 0.4 --preset recall --min-area 900 --max-hole 50 --simplify 5 "
+        "--aoi a.gpkg --mask m.tif --mask l.shp --density e.tif --min-slope 4 "
         "--overlap 0.25 --no-tta --crf --normalize model --device cuda:1 --dtype bf16 --batch-size 4 "
         "--workers 3 --resume --overwrite"
     )
@@ -149,7 +150,8 @@ def test_every_map_option_arrives(mapped: list[Any]) -> None:
         "bands": ("B4", "B3", "B2"), "models": ("a", "b"), "prob": Path("p.tif"), "threshold": 0.4,
         "preset": "recall", "min_area": 900, "max_hole": 50, "simplify": 5, "overlap": 0.25, "tta": False,
         "crf": True, "normalize": "model", "device": "cuda:1", "dtype": "bf16", "batch_size": 4,
-        "workers": 3, "resume": True, "overwrite": True,
+        "workers": 3, "resume": True, "overwrite": True, "aoi": "a.gpkg", "masks": ("m.tif", "l.shp"),
+        "density": Path("e.tif"), "min_slope": 4, "s2_offset": "-1000", "scl": False,
     }  # fmt: skip
 
 
@@ -161,7 +163,10 @@ def test_what_is_not_given_is_left_to_preset_and_model(mapped: list[Any]) -> Non
         "bands",
         "prob",
         "threshold",
+        "aoi",
+        "density",
         "min_area",
+        "min_slope",
         "max_hole",
         "overlap",
         "tta",
@@ -169,7 +174,7 @@ def test_what_is_not_given_is_left_to_preset_and_model(mapped: list[Any]) -> Non
         "batch_size",
     )
     assert {getattr(mapped[0], name) for name in left} == {None}
-    assert mapped[0].models == ()
+    assert mapped[0].models == mapped[0].masks == ()
 
 
 @pytest.mark.parametrize(
@@ -179,6 +184,8 @@ def test_what_is_not_given_is_left_to_preset_and_model(mapped: list[Any]) -> Non
         "--threshold 1.2",
         "--min-area inf",
         "--min-area -1",
+        "--min-slope 91",
+        "--min-slope nan",
         "--overlap 1",
         "--bands B4,,B2",
         "--device gpu",

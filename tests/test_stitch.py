@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from l4s_geo.inference import Ensemble, batches, cut_strips, predict
+from l4s_geo.ensemble import Ensemble
+from l4s_geo.inference import batches, cut_strips, predict
 from l4s_geo.stitch import PatchRow, blend_weights, stitch
 from l4s_geo.tiling import Tiling, offsets, pad
 

@@ -13,6 +13,7 @@ from l4s_geo.cli.options import (
     device_options,
     emit,
     libraries,
+    limit_options,
     map_options,
     polygon_options,
     report_options,
@@ -45,6 +46,7 @@ def part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, i
     help="Of the polygons.",
 )
 @click.option("--prob", is_flag=True, help="Also write the probabilities of each scene, NAME.tif.")
+@click.option("--density", is_flag=True, help="Also write landslide area per km2 of each scene, NAME-density.tif.")
 @click.option(
     "--split",
     callback=part,
@@ -60,6 +62,7 @@ def part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, i
     help="Compute on the machines of a Ray cluster: its address, or auto for the one that this machine belongs to.",
 )
 @scene_options
+@limit_options
 @map_options
 @polygon_options
 @device_options
@@ -70,6 +73,7 @@ def command(
     out: Path,
     extension: str,
     prob: bool,
+    density: bool,
     split: tuple[int, int],
     ray: str | None,
     quiet: bool,
@@ -100,7 +104,9 @@ def command(
         if ray:
             from l4s_geo.cluster import on_ray
         with on_ray(ray) if ray else nullcontext() as source:
-            batch = map_batch(jobs, out, wanted, progress, extension=f".{extension}", prob=prob, source=source)
+            batch = map_batch(
+                jobs, out, wanted, progress, extension=f".{extension}", prob=prob, density=density, source=source
+            )
             outcomes = list(batch)
     emit({"scenes": [o.to_dict() for o in outcomes]}, table(outcomes), as_json)
     if any(o.state == "failed" for o in outcomes):

@@ -27,6 +27,8 @@ def command(
     slope: str | None,
     bands: tuple[str, ...] | None,
     units: str,
+    s2_offset: str,
+    scl: bool,
     models: tuple[str, ...],
     stats: Path | None,
     as_json: bool,
@@ -45,7 +47,9 @@ def command(
         if stats:
             check_output(stats, (".json",))
         cards = [load_card(name) for name in models or (DEFAULT,)]
-        report = check_scene(scene, cards, bands=bands, dem=dem, slope=slope, units=units)
+        report = check_scene(
+            scene, cards, bands=bands, dem=dem, slope=slope, units=units, s2_offset=s2_offset, scl=scl
+        )
         if stats and report.statistics:
             with atomic(stats) as part:
                 report.statistics.save(part)

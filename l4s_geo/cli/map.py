@@ -11,6 +11,7 @@ from l4s_geo.cli.options import (
     device_options,
     emit,
     libraries,
+    limit_options,
     map_options,
     polygon_options,
     report_options,
@@ -29,7 +30,9 @@ from l4s_geo.cli.options import (
     help="Polygons: .gpkg (best in QGIS), .fgb, .geojson, .parquet or .shp.",
 )
 @scene_options
+@limit_options
 @click.option("--prob", type=FILE, help="Also write the probabilities, as a Cloud-Optimized GeoTIFF.")
+@click.option("--density", type=FILE, help="Also write landslide area per km2, in cells of 1 km, as a GeoTIFF.")
 @map_options
 @polygon_options
 @device_options
@@ -38,8 +41,9 @@ from l4s_geo.cli.options import (
 def command(quiet: bool, verbose: bool, as_json: bool, **options: Any) -> None:
     """Map the landslides of SCENE.
 
-    SCENE is a GeoTIFF, VRT or COG, a GDAL address (/vsicurl/..., s3://...), a folder of single-band
-    files, or an L4S .h5 patch. Digital numbers of Sentinel-2 are expected; see --units for others.
+    SCENE is a GeoTIFF, VRT or COG, a GDAL address (/vsicurl/..., s3://...), a Sentinel-2 product (.SAFE,
+    or a zip of it), a folder of single-band files, or an L4S .h5 patch. Digital numbers of Sentinel-2 are
+    expected; see --units for others.
 
     \b
       l4s-map scene.tif --dem dem.tif --out landslides.gpkg

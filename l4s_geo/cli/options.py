@@ -22,6 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: Outputs: whether they can be written is for the library to say, with what to do about it.
 FILE = click.Path(path_type=Path)
 UNITS = click.Choice(["auto", "dn", "reflectance", "byte"])
+OFFSETS = click.Choice(["auto", "0", "-1000"])
 
 
 class Number(click.FloatRange):
@@ -53,6 +54,21 @@ def scene_options(command: F) -> F:
     """What says how a scene is to be read."""
     for option in (
         click.option(
+            "--scl/--no-scl",
+            default=True,
+            show_default=True,
+            help="Leave out what the scene classification of a Level-2A SAFE product calls cloud, cirrus, shadow of a "
+            "cloud, snow or defective.",
+        ),
+        click.option(
+            "--s2-offset",
+            type=OFFSETS,
+            default="auto",
+            show_default=True,
+            help="Added to digital numbers: what the metadata of a SAFE product say (auto; none for other files), "
+            "nothing (0), or the -1000 of processing baseline 04.00 and newer for files that have lost their metadata.",
+        ),
+        click.option(
             "--units",
             type=UNITS,
             default="auto",
@@ -67,6 +83,22 @@ def scene_options(command: F) -> F:
         ),
         click.option("--slope", metavar="RASTER", help="Slope in degrees; derived from --dem if not given."),
         click.option("--dem", metavar="RASTER", help="Elevation in metres, any grid and coordinate system."),
+    ):
+        command = option(command)
+    return command
+
+
+def limit_options(command: F) -> F:
+    """Where to look."""
+    for option in (
+        click.option(
+            "--mask",
+            "masks",
+            multiple=True,
+            metavar="FILE",
+            help="Clouds and other ground not to be mapped: polygons, or a raster that is not 0 there. Repeatable.",
+        ),
+        click.option("--aoi", metavar="FILE", help="Map only what lies inside these polygons, any vector file."),
     ):
         command = option(command)
     return command
@@ -115,6 +147,12 @@ def polygon_options(command: F) -> F:
             help="Straighten outlines by up to this much; shared borders stay shared.",
         ),
         click.option("--max-hole", type=METRES, metavar="M2", help="Close holes smaller than this."),
+        click.option(
+            "--min-slope",
+            type=Number(0, 90),
+            metavar="DEGREES",
+            help="Leave out landslides on ground that is flatter on average, where the slope is known; 0 keeps all.",
+        ),
         click.option("--min-area", type=METRES, metavar="M2", help="Leave out smaller landslides."),
         click.option("--threshold", type=SHARE, help="Probability from which on a pixel is landslide."),
     ):

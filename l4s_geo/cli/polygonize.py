@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from l4s_geo.cli.options import FILE, emit, polygon_options, report_options, reporting
+from l4s_geo.cli.options import FILE, emit, limit_options, polygon_options, report_options, reporting
 
 
 @click.command("polygonize")
@@ -14,6 +14,8 @@ from l4s_geo.cli.options import FILE, emit, polygon_options, report_options, rep
 @click.option("--out", type=FILE, required=True, help="Polygons: .gpkg, .fgb, .geojson, .parquet or .shp.")
 @click.option("--dem", metavar="RASTER", help="Elevation in metres, for the terrain attributes.")
 @click.option("--slope", metavar="RASTER", help="Slope in degrees; derived from --dem if not given.")
+@limit_options
+@click.option("--density", type=FILE, help="Also write landslide area per km2, in cells of 1 km, as a GeoTIFF.")
 @polygon_options
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @report_options

@@ -19,7 +19,7 @@ from l4s_geo.scene.grid import Grid
 
 #: GDAL's block cache, in bytes, is 5 % of the machine's memory by default. This much holds a row of tiles of
 #: all bands of a full Sentinel-2 scene, so that strips in sequence decode every tile once.
-GDAL_OPTIONS = {"GDAL_CACHEMAX": 512 << 20, "GDAL_NUM_THREADS": "ALL_CPUS"}
+GDAL_OPTIONS = {"GDAL_CACHEMAX": 384 << 20, "GDAL_NUM_THREADS": "ALL_CPUS"}
 
 #: Elevations outside are no terrain but nodata that a file does not declare.
 ELEVATIONS_M = (-1000.0, 9500.0)

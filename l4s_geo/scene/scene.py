@@ -13,6 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from l4s_geo.errors import InputError
@@ -20,14 +21,18 @@ from l4s_geo.scene.bands import TERRAIN_BANDS
 from l4s_geo.scene.grid import Grid, model_grid
 from l4s_geo.scene.layer import Layer, band_layers, terrain_layers
 from l4s_geo.scene.raster import Raster
+from l4s_geo.scene.safe import ClearSky, Product
 from l4s_geo.scene.source import Selection, open_raster, open_source, select
-from l4s_geo.scene.units import FULL, settle_units
+from l4s_geo.scene.units import FULL, OFFSETS, Radiometry, settle_offset, settle_units
 from l4s_geo.scene.warp import share_covered
 
 __all__ = ["Grid", "Scene", "open_scene", "open_terrain"]
 
 #: Side of the windows that are looked at on opening, their number along each axis, and rows of a strip.
 SAMPLE, SAMPLES, STRIP = 64, 5, 128
+
+#: Said of a scene classification that masks.
+CLEAR_SKY = "cloud, cirrus, cloud shadow, snow and defective pixels of the scene classification are not mapped"
 
 
 class Scene:
@@ -41,13 +46,15 @@ class Scene:
         native_crs: CRS of the input.
         bands: Spectral ones in file order, then ``slope`` and ``dem`` where there.
         units: ``dn``, ``reflectance`` or ``byte``, of the input's spectral bands.
-        date: ISO date in the names of the files, if any.
+        radiometry: Makes digital numbers of what is stored.
+        date: ISO date in the metadata or the names of the files, if any.
+        level: ``L1C`` or ``L2A`` where metadata or names say so.
         notes: What a user should know about how the scene is read.
     """
 
     def __init__(
         self,
-        layers: Sequence[Layer],
+        layers: Sequence[Layer | ClearSky],
         grid: Grid,
         bands: Sequence[str],
         *,
@@ -59,7 +66,8 @@ class Scene:
         stack: ExitStack,
     ) -> None:
         self.name, self.source, self.date = selection.name, source, selection.date
-        self.paths = selection.paths
+        self.paths, self.level = selection.paths, selection.level
+        self.radiometry = Radiometry(1.0 if units == "reflectance" else FULL)
         self.grid, self.native_crs, self.units, self.bands = grid, native_crs, units, tuple(bands)
         self.notes = list(notes)
         self._layers, self._stack = tuple(layers), stack
@@ -72,8 +80,8 @@ class Scene:
             bands: Which, in this order; all if not given.
 
         Returns:
-            Image (C, h, w), float32: digital numbers (bytes for byte scenes), degrees and metres, 0 where
-            invalid; and (h, w) where every input of the scene is valid, asked for or not.
+            Image (C, h, w), float32: digital numbers without offset (bytes for byte scenes), degrees and metres, 0
+            where invalid; and (h, w) where every input of the scene is valid, asked for or not.
 
         Raises:
             InputError: The scene lacks a band, or a file is damaged.
@@ -92,7 +100,7 @@ class Scene:
             valid &= seen
             for name, band in zip(layer.names, pixels, strict=True):
                 for i in (i for i, b in enumerate(wanted) if b == name):
-                    image[i] = band if name in TERRAIN_BANDS or self.units != "reflectance" else band * FULL
+                    image[i] = band if name in TERRAIN_BANDS else self.radiometry(name, band)
         image[:, ~valid] = 0
         return image, valid
 
@@ -122,12 +130,16 @@ def open_scene(
     slope: str | Path | None = None,
     resolution: float | None = 10.0,
     units: str = "auto",
+    s2_offset: str = "auto",
+    scl: bool = True,
+    wanted: Sequence[str] | None = None,
 ) -> Scene:
     """Open a scene for reading window by window; nothing is read whole.
 
     Args:
         path: GeoTIFF, VRT, COG, any URL that GDAL reads, a folder or glob of single-band files, paths joined
-            by commas, or a Landslide4Sense patch (``.h5``).
+            by commas, a Sentinel-2 product (``.SAFE``, a zip of it, or its ``MTD_MSIL1C.xml`` or
+            ``MTD_MSIL2A.xml``), or a Landslide4Sense patch (``.h5``).
         bands: Names in file order, where files do not say.
         dem: Elevation raster in metres, in any CRS; slope is derived from it if not given.
         slope: Slope raster in degrees, in any CRS.
@@ -135,10 +147,17 @@ def open_scene(
             ``model_grid``), else it is warped lazily to UTM. None keeps its own grid always.
         units: Of spectral pixels: ``dn``, ``reflectance`` (times 10000 when read), ``byte``, or ``auto``,
             which takes integers of 16 bits or more and floats beyond 2 as digital numbers and refuses others.
+        s2_offset: To be added to digital numbers: ``auto``, as the metadata of a product say, none for other files;
+            ``0``, none; ``-1000``, that of processing baseline 04.00 and newer for files without metadata.
+        scl: Whether what the scene classification of a Level-2A product calls cloud, shadow or snow is not valid.
+        wanted: Spectral bands to read. The others are left alone, also in what is valid; so terrain is always there.
+            All of them are read if not given, or if one is missing.
 
     Raises:
         InputError: The input cannot be used; the message says what, where and what to do.
     """
+    if s2_offset not in OFFSETS:
+        raise InputError(f"Unknown offset {s2_offset!r}; --s2-offset takes {', '.join(OFFSETS)}.")
     with ExitStack() as stack:
         selection = select(path)
         given = [name for name, raster in (("dem", dem), ("slope", slope)) if raster is not None]
@@ -146,23 +165,26 @@ def open_scene(
         native = min((r.grid for r in source.rasters), key=lambda g: math.prod(g.pixel_size_m()))
         grid = model_grid(native, resolution)
         terrain = source.terrain | _terrain_rasters({"dem": dem, "slope": slope}, stack)
-        inside = [n for r in source.rasters for n in r.names if n]
-        layers = [*band_layers(source.rasters, grid, {*terrain}), *terrain_layers(terrain, inside, grid)]
+        rasters = _picked(source.rasters, wanted)
+        inside = [n for r in rasters for n in r.names if n]
+        layers = [*band_layers(rasters, grid, {*terrain}), *terrain_layers(terrain, inside, grid)]
+        clear = [*_clear_sky(source.classification if scl else None, grid)]
         scene = Scene(
-            layers,
+            [*layers, *clear],
             grid,
             _band_order(inside, layers),
             source=str(path),
             selection=selection,
             native_crs=native.crs,
             units=units,
-            notes=[*source.notes, *_notes(layers, native, grid)],
+            notes=[*source.notes, *_notes(layers, native, grid), *([CLEAR_SKY] if clear else [])],
             stack=stack.pop_all(),
         )
     try:
-        kinds = {r.dataset.dtypes[i - 1] for r in source.rasters for i in r.indexes}
-        values = _sample(scene, thorough=any("float" in kind for kind in kinds))
+        kinds = {r.dataset.dtypes[i - 1] for r in rasters for i in r.indexes}
+        values = _sample(scene, thorough=s2_offset not in ("auto", "0") or any("float" in kind for kind in kinds))
         scene.units = settle_units(units, kinds, values, scene.source)
+        _settle_radiometry(scene, s2_offset, values, selection.product)
     except BaseException:
         scene.close()
         raise
@@ -195,6 +217,32 @@ def open_terrain(grid: Grid, *, dem: str | Path | None, slope: str | Path | None
             notes=[*_notes(layers, grid, grid)],
             stack=stack.pop_all(),
         )
+
+
+def _picked(rasters: Sequence[Raster], wanted: Sequence[str] | None) -> list[Raster]:
+    """Rasters with terrain and these of their bands only; as they are if one is missing."""
+    if wanted is None or not {*wanted} <= {n for r in rasters for n in r.names} | {*TERRAIN_BANDS}:
+        return list(rasters)
+    kept = {*wanted, *TERRAIN_BANDS}
+    return [r.pick(names) for r in rasters if (names := [n for n in r.names if n in kept])]
+
+
+def _clear_sky(classification: Raster | None, grid: Grid) -> Iterator[ClearSky]:
+    """The mask of a scene classification, if there is one."""
+    if classification is not None:
+        yield ClearSky(Layer([classification], ("SCL",), grid, Resampling.nearest))
+
+
+def _settle_radiometry(scene: Scene, asked: str, values: NDArray[np.float32], product: Product | None) -> None:
+    """Let the scene give digital numbers without an offset, and note how."""
+    if product is not None and asked == "auto":
+        product.check_offset()
+    sample = dict(zip((b for b in scene.bands if b not in TERRAIN_BANDS), values, strict=True))
+    own = {band: product.offsets[band] for band in sample if band in product.offsets} if product else {}
+    offsets, note = settle_offset(asked, own, scene.units, sample, scene.source)
+    quantification = product.quantification if product else scene.radiometry.quantification
+    scene.radiometry = Radiometry(quantification, offsets)
+    scene.notes += [note] if note else []
 
 
 def _terrain_rasters(paths: dict[str, str | Path | None], stack: ExitStack) -> dict[str, Raster]:

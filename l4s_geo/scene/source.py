@@ -1,4 +1,4 @@
-"""Opening whatever a scene is kept in: rasters, folders and globs of single bands, L4S patches."""
+"""Opening whatever a scene is kept in: rasters, folders and globs of single bands, products, L4S patches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import date
 from os.path import commonprefix
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from rasterio.io import MemoryFile
 from l4s_geo.errors import InputError, reason
 from l4s_geo.scene.bands import L4S_BANDS, L4S_MEAN, S2_BANDS, TERRAIN_BANDS, parse_band
 from l4s_geo.scene.raster import GDAL_OPTIONS, Raster
+from l4s_geo.scene.safe import DRIVER, GDAL_ALONE, SIDE, Product, find_date, find_level, find_product
 
 #: Files of a folder that may be bands.
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img"}
@@ -43,13 +43,17 @@ class Selection:
         paths: In order.
         folder: Whether files without a band's name are to be passed over.
         name: Of the scene.
-        date: ISO date in the names of files or their folder, if any.
+        date: ISO date in the metadata, or in the names of files or their folder, if any.
+        level: ``L1C`` or ``L2A`` where metadata or names say so.
+        product: Whose files they are.
     """
 
     paths: tuple[str, ...]
     folder: bool
     name: str
     date: str | None
+    level: str | None = None
+    product: Product | None = None
 
 
 @dataclass(frozen=True)
@@ -60,15 +64,17 @@ class Source:
         rasters: With spectral bands, and terrain bands within them.
         terrain: Files found beside the bands that hold ``dem`` or ``slope`` alone.
         notes: For the user.
+        classification: Scene classification (SCL) of a Level-2A product.
     """
 
     rasters: tuple[Raster, ...]
     terrain: dict[str, Raster]
     notes: tuple[str, ...]
+    classification: Raster | None = None
 
 
 def select(path: str | Path) -> Selection:
-    """What a path, URL, folder, glob or list of paths with commas stands for.
+    """What a path, URL, folder, glob, Sentinel-2 product or list of paths with commas stands for.
 
     Raises:
         InputError: There is no such file, or none that could be a band.
@@ -76,6 +82,9 @@ def select(path: str | Path) -> Selection:
     text = str(path)
     if not text.strip():
         raise InputError("The name of the scene is empty. Give a file, a folder or an address.")
+    if not is_remote(text) and (product := find_product(text)):
+        return Selection(product.files, False, product.name, product.date, product.level, product)
+    level = find_level(text)
     if is_remote(text):
         paths, folder = re.split(r",(?=[a-z0-9+]+://|/vsi)", text), False
     elif Path(text).is_dir():
@@ -87,10 +96,9 @@ def select(path: str | Path) -> Selection:
     stem = Path(commonprefix([Path(p).name for p in paths])).stem  # noqa: RUF071 (of names, not of folders)
     if len(paths) > 1 or folder:
         stem = re.sub(r"[_\W]*B?[01]?$", "", stem, flags=re.IGNORECASE) or Path(paths[0]).resolve().parent.name
-        return Selection(
-            tuple(paths), folder, stem, find_date(Path(paths[0]).name, Path(paths[0]).resolve().parent.name)
-        )
-    return Selection(tuple(paths), folder, stem, find_date(Path(paths[0]).name))
+        day = find_date(Path(paths[0]).name, Path(paths[0]).resolve().parent.name)
+        return Selection(tuple(paths), folder, stem, day, level)
+    return Selection(tuple(paths), folder, stem, find_date(Path(paths[0]).name), level)
 
 
 def is_remote(path: str) -> bool:
@@ -119,17 +127,6 @@ def _matches(path: str) -> list[str]:
     return found
 
 
-def find_date(*names: str) -> str | None:
-    """The first date such as 20170613 or 2017-06-13 in names of Sentinel-2 products, as ISO text."""
-    for name in names:
-        for year, month, day in re.findall(r"(?<!\d)(20\d\d)[-_]?([01]\d)[-_]?([0-3]\d)(?!\d)", name):
-            try:
-                return date(int(year), int(month), int(day)).isoformat()
-            except ValueError:
-                continue
-    return None
-
-
 def open_source(selection: Selection, bands: Sequence[str] | None, given: Sequence[str], stack: ExitStack) -> Source:
     """Open every file of a selection and find out what its bands are.
 
@@ -142,6 +139,10 @@ def open_source(selection: Selection, bands: Sequence[str] | None, given: Sequen
     Raises:
         InputError: A file cannot be read, or it is unclear which band is which.
     """
+    if selection.product is not None:
+        if bands is not None:
+            raise InputError(f"{selection.product.source} says itself what its bands are. Leave --bands out.")
+        return _open_product(selection.product, stack)
     rasters = [open_raster(path, stack) for path in selection.paths]
     if bands is None:
         rasters = [_named(r) for r in rasters]
@@ -163,8 +164,36 @@ def open_source(selection: Selection, bands: Sequence[str] | None, given: Sequen
     )
 
 
-def open_raster(path: str, stack: ExitStack) -> Raster:
+def _open_product(product: Product, stack: ExitStack) -> Source:
+    """Open the images of a product.
+
+    Raises:
+        InputError: One cannot be read, or is not what such a product has.
+    """
+
+    def open_image(path: str) -> Raster:
+        with rasterio.Env(**GDAL_ALONE):
+            raster = open_raster(path, stack, driver=DRIVER)
+        if len(raster.indexes) != 1 or max(raster.grid.shape) > SIDE:
+            height, width = raster.grid.shape
+            raise InputError(
+                f"{path} has {len(raster.indexes)} bands of {width} x {height} pixels; images of Sentinel-2 have one "
+                f"of {SIDE} x {SIDE} at most. Download the product again."
+            )
+        return raster
+
+    rasters = [replace(open_image(path), names=(band,), zero_is_nodata=True) for band, path in product.images.items()]
+    classification = None if product.classification is None else open_image(product.classification).renamed("SCL")
+    return Source(tuple(rasters), {}, tuple(product.notes()), classification)
+
+
+def open_raster(path: str, stack: ExitStack, driver: str | None = None) -> Raster:
     """Open one file; its bands keep the names that the file gives them.
+
+    Args:
+        path: File, or address that GDAL understands.
+        stack: Closes it.
+        driver: Of GDAL, the only one to try; all if not given.
 
     Raises:
         InputError: There is no such file, it is none that GDAL reads, or it is not georeferenced.
@@ -176,7 +205,7 @@ def open_raster(path: str, stack: ExitStack) -> Raster:
     try:
         with warnings.catch_warnings(), rasterio.Env(**GDAL_OPTIONS):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = stack.enter_context(rasterio.open(path))
+            dataset = stack.enter_context(rasterio.open(path, driver=driver))
     except RasterioError as e:
         raise InputError(
             f"{path} cannot be opened as a raster ({reason(e)}). Is the file complete, and a raster?"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,81 @@ FULL = 10000.0
 
 #: No reflectance is above this, and no scene of digital numbers all below.
 REFLECTANCE_MAX = 2.0
+
+#: What ``--s2-offset`` takes: as the metadata say, none, or that of all products of processing baseline 04.00 or newer.
+OFFSETS = ("auto", "0", "-1000")
+
+#: Bands whose reflectance is hardly ever below 0, and how far below a surface may come out in corrected products.
+VISIBLE, BELOW = ("B2", "B3", "B4"), -100.0
+
+
+@dataclass(frozen=True)
+class Radiometry:
+    """How stored numbers of spectral bands become digital numbers: reflectance times 10000, without an offset.
+
+    Reflectance is (stored + offset) / quantification value, as the metadata of Sentinel-2 products have it since
+    processing baseline 04.00 (ESA, "Sentinel-2 Products Specification Document"). With an offset reflectance can be
+    below 0; it is cut there, as in the older products that models have learnt from.
+
+    Attributes:
+        quantification: Stored numbers of reflectance 1.
+        offsets: By band.
+    """
+
+    quantification: float = FULL
+    offsets: Mapping[str, float] = field(default_factory=dict)
+
+    def __call__(self, band: str, stored: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Digital numbers (h, w), float32, from stored numbers (h, w) of a band."""
+        offset, gain = np.float32(self.offsets.get(band, 0)), np.float32(FULL / self.quantification)
+        if offset:
+            reflected: NDArray[np.float32] = np.maximum((stored + offset) * gain, np.float32(0))
+            return reflected
+        return stored if gain == 1 else stored * gain
+
+
+def settle_offset(
+    asked: str, own: Mapping[str, float], units: str, values: Mapping[str, NDArray[np.float32]], source: str
+) -> tuple[Mapping[str, float], str | None]:
+    """Offsets to add to digital numbers, and what is to be said about them.
+
+    Args:
+        asked: One of ``OFFSETS``.
+        own: Offsets by band in the scene's metadata, empty where there are none.
+        units: Of the scene, settled.
+        values: A sample of valid pixels by spectral band, without offset.
+        source: The scene, for messages.
+
+    Raises:
+        InputError: An offset is asked for that is not in the numbers, or was taken off already.
+    """
+    if units != "dn" and (asked == "-1000" or (asked == "auto" and own)):
+        raise InputError(
+            f"{source} is taken as {units} (--units), but offsets are for digital numbers. Leave out --units, or say "
+            "--s2-offset 0."
+        )
+    if asked == "auto":
+        return own, f"offset of the metadata: {_spoken(own)} to the digital numbers" if own else None
+    if asked == "0":
+        return {}, f"--s2-offset 0: not added, as the metadata would have it: {_spoken(own)}" if own else None
+    offset = float(asked)
+    medians = {band: float(np.median(values[band])) for band in VISIBLE if band in values}
+    if any(median + offset < BELOW for median in medians.values()):
+        found = ", ".join(f"{median:.0f} in {band}" for band, median in medians.items())
+        raise InputError(
+            f"With --s2-offset {asked} most reflectances of {source} would be below 0 (the medians are {found}): its "
+            "numbers have no offset, or it was taken off already. Leave --s2-offset out."
+        )
+    return dict.fromkeys(
+        values, offset
+    ), f"--s2-offset: {_spoken(dict.fromkeys(values, offset))} to the digital numbers"
+
+
+def _spoken(offsets: Mapping[str, float]) -> str:
+    """``-1000 added``, or by band where they differ."""
+    if len({*offsets.values()}) == 1:
+        return f"{next(iter(offsets.values())):g} added"
+    return ", ".join(f"{offset:g} in {band}" for band, offset in offsets.items()) + " added"
 
 
 def settle_units(units: str, kinds: Collection[str], values: NDArray[np.float32], source: str) -> str:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from l4s_geo.data.crops import Area
+from l4s_geo.ensemble import Ensemble, choose_device, choose_dtype
 from l4s_geo.errors import ModelError
-from l4s_geo.inference import Ensemble, choose_device, choose_dtype
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.settings import agree

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -14,20 +14,17 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from l4s_geo.data.chips import IMAGES
 from l4s_geo.data.l4s import open_l4s
 from l4s_geo.data.patches import Patches
 from l4s_geo.errors import InputError, OutputError, reason
+from l4s_geo.masks import nothing_left, open_limits
 from l4s_geo.outputs import FAILURES
 from l4s_geo.raster import row_windows
 from l4s_geo.scene import Grid, open_scene
-from l4s_geo.scene.layer import Layer
-from l4s_geo.scene.source import open_raster
 from l4s_geo.tiling import PATCH
-from l4s_geo.vector import Mask, is_vector, read_polygons
 
 #: File of a target's bands, as a labelled scene has it.
 IMAGE = "image.tif"
@@ -179,59 +176,19 @@ def _copy_patches(target: Target, path: Path, bands: Sequence[str]) -> None:
 def _copy_scene(
     target: Target, path: Path, bands: Sequence[str], resolution: float, aoi: Path | None, masks: Sequence[Path]
 ) -> None:
-    with ExitStack() as stack:
-        scene = stack.enter_context(
-            open_scene(target.path, bands=target.bands, resolution=resolution, units=target.units)
-        )
-        inside = None if aoi is None else _area_of_interest(aoi, target, scene.grid)
-        masked = [_mask(mask, scene.grid, stack) for mask in masks]
+    with (
+        open_scene(target.path, bands=target.bands, resolution=resolution, units=target.units) as scene,
+        open_limits(scene.grid, target.path, aoi, masks) as limits,
+    ):
 
         def blocks() -> Iterator[Block]:
             for window in row_windows(scene.grid):
                 pixels, valid = scene.read(window, bands)
-                if inside is not None:
-                    valid &= inside(window)
-                for mask in masked:
-                    valid &= ~mask(window)
+                valid &= limits.inside(window) & limits.clear(window)
                 yield window, np.where(valid, pixels, np.float32(0)), valid
 
         if not _write(path, scene.grid, bands, blocks()):
-            limits = ([f"inside {aoi}"] if aoi else []) + [f"outside {mask}" for mask in masks]
-            raise InputError(
-                f"{target.path} has no valid pixel {' and '.join(limits)}. Give a larger area of interest; in a mask, "
-                "only what is not to be used is marked, in a raster by any value but 0."
-            )
-
-
-def _area_of_interest(path: Path, target: Target, grid: Grid) -> Mask:
-    """Reads which pixels lie inside."""
-    polygons = read_polygons(path, "aoi")
-    if not len(polygons):
-        raise InputError(f"{path} holds no polygons. Draw the outline of the area of interest.")
-    near = polygons.near(grid)
-    if not len(near):
-        raise InputError(
-            f"The area of interest {path} does not overlap {target.path}. Check that both show the same place and that "
-            "their CRS are right."
-        )
-    return near.burn(grid)
-
-
-def _mask(path: Path, grid: Grid, stack: ExitStack) -> Mask:
-    """Reads which pixels are not to be used; none where the mask does not reach."""
-    if is_vector(path):
-        return read_polygons(path, "mask").burn(grid)
-    raster = open_raster(str(path), stack)
-    if len(raster.indexes) != 1:
-        raise InputError(f"{path} has {len(raster.indexes)} bands; a mask is a raster with one, or polygons.")
-    layer = Layer([raster.renamed("mask")], ("mask",), grid, Resampling.nearest)
-
-    def read(window: Window) -> NDArray[np.bool_]:
-        values, known = layer.read(window)
-        masked: NDArray[np.bool_] = known & (values[0] != 0)
-        return masked
-
-    return read
+            raise nothing_left(target.path, aoi, masks)
 
 
 def _write(

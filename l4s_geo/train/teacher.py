@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from l4s_geo.data.crops import seed_of
 from l4s_geo.data.ondisk import LABELS
 from l4s_geo.data.patches import UNKNOWN
-from l4s_geo.inference import Ensemble, choose_device, choose_dtype, predict
+from l4s_geo.ensemble import Ensemble, choose_device, choose_dtype
+from l4s_geo.inference import predict
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.models.registry import Model

@@ -15,8 +15,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from l4s_geo.data.crops import Area, Crop, CropSampler, crops_of_step, seed_of
+from l4s_geo.ensemble import choose_device, choose_dtype
 from l4s_geo.errors import InputError, ModelError
-from l4s_geo.inference import choose_device, choose_dtype
 from l4s_geo.models import domain_norm, pretrained, registry, zoo
 from l4s_geo.models.card import CARD, Card
 from l4s_geo.progress import Progress

@@ -12,7 +12,8 @@ from rasterio.windows import Window
 
 from l4s_geo.crf import CrfParams, available, refine_blocks, to_uint8
 from l4s_geo.data.crops import Area
-from l4s_geo.inference import Ensemble, predict
+from l4s_geo.ensemble import Ensemble
+from l4s_geo.inference import predict
 from l4s_geo.metrics import Counts, ThresholdCurve
 from l4s_geo.settings import at_threshold
 from l4s_geo.tiling import Tiling

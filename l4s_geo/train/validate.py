@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from l4s_geo.data.crops import Area
-from l4s_geo.inference import Ensemble, predict
+from l4s_geo.ensemble import Ensemble
+from l4s_geo.inference import predict
 from l4s_geo.metrics import ThresholdCurve
 from l4s_geo.tiling import Tiling
 
