@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from l4s_geo.errors import InputError, L4SError, OutputError, reason
-from l4s_geo.pipeline import Here, MapOptions, Source, map_scene
+from l4s_geo.pipeline import map_scene
+from l4s_geo.plan import Here, Source
 from l4s_geo.progress import Progress
+from l4s_geo.settings import MapOptions
 
 #: Lists of scenes by extension: one scene a line, or a table.
 LISTS = (".txt", ".csv")

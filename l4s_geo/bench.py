@@ -25,10 +25,10 @@ from l4s_geo.errors import L4SError
 from l4s_geo.inference import BATCH, batches, cut_strips
 from l4s_geo.models import registry
 from l4s_geo.outputs import writing
-from l4s_geo.pipeline import MapOptions, Plan, open_for, scene_statistics
+from l4s_geo.plan import Plan, open_for, scene_statistics
 from l4s_geo.progress import Progress
 from l4s_geo.results import limited_cache
-from l4s_geo.settings import agree, decide, normalizer_for
+from l4s_geo.settings import MapOptions, agree, decide, normalizer_for
 from l4s_geo.threads import ahead
 from l4s_geo.tiling import PATCH, Tiling
 

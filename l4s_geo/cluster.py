@@ -18,7 +18,7 @@ from typing import Any
 
 from l4s_geo.errors import InputError, L4SError
 from l4s_geo.inference import Rows
-from l4s_geo.pipeline import Here, Plan, Source
+from l4s_geo.plan import Here, Plan, Source
 from l4s_geo.results import limited_cache
 from l4s_geo.scene import Scene
 

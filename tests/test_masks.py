@@ -21,7 +21,6 @@ from rasterio.windows import Window
 from scipy.ndimage import maximum_filter
 from shapely.geometry import Polygon, box
 
-from l4s_geo import pipeline
 from l4s_geo.cli import main
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError
@@ -125,7 +124,7 @@ def test_networks_see_only_patches_around_the_area(model, tmp_path, monkeypatch)
             return super().forward(x)
 
     monkeypatch.setattr(zoo, "build", lambda name, args, n: Counting())
-    monkeypatch.setattr(pipeline, "for_inference", lambda network, channels: network)  # which tries it out
+    monkeypatch.setattr(plan, "for_inference", lambda network, channels: network)  # which tries it out
     write(tmp_path / "s.tif", np.random.default_rng(0).normal(500, 50, (3, 600, 600)))
     where = area(tmp_path / "area.gpkg", (20, 20, 30, 30))
     map_scene(options(tmp_path / "s.tif", model, tmp_path, aoi=where), Silent())

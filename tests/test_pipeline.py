@@ -16,7 +16,8 @@ from l4s_geo.errors import InputError, ModelError, OutputError
 from l4s_geo.models import registry, zoo
 from l4s_geo.models.card import Card
 from l4s_geo.normalize import Normalizer
-from l4s_geo.pipeline import MapOptions, map_scene, summarize
+from l4s_geo.pipeline import MapOptions, map_scene
+from l4s_geo.plan import summarize
 from l4s_geo.polygonize import PolygonizeOptions, polygonize
 from l4s_geo.progress import Silent
 

@@ -47,9 +47,7 @@ def command(
         if stats:
             check_output(stats, (".json",))
         cards = [load_card(name) for name in models or (DEFAULT,)]
-        report = check_scene(
-            scene, cards, bands=bands, dem=dem, slope=slope, units=units, s2_offset=s2_offset, scl=scl
-        )
+        report = check_scene(scene, cards, bands=bands, dem=dem, slope=slope, units=units, s2_offset=s2_offset, scl=scl)
         if stats and report.statistics:
             with atomic(stats) as part:
                 report.statistics.save(part)
