@@ -69,7 +69,7 @@ class ProbabilityRaster:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = rasterio.open(path)
+            self._file = rasterio.open(path, num_threads="all_cpus")  # to decompress
         except RasterioError as e:
             raise InputError(
                 f"{path} cannot be read as a raster: {reason(e)}. Give one that `l4s-map --prob` wrote."

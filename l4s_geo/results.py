@@ -74,7 +74,7 @@ class Clock:
 
 def limited_cache() -> rasterio.Env:
     """GDAL with a block cache that does not grow with the machine, for all of a run: it can be set only once."""
-    return rasterio.Env(**GDAL_OPTIONS)
+    return rasterio.Env(GDAL_CACHEMAX=GDAL_OPTIONS["GDAL_CACHEMAX"])
 
 
 def check_outputs(

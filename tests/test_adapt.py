@@ -15,6 +15,7 @@ from rasterio.transform import from_origin
 from shapely.geometry import box
 
 from l4s_geo.adapt import loop, method, rounds
+from l4s_geo.adapt.labels import RIM
 from l4s_geo.cli import main
 from l4s_geo.data.synth_l4s import write_synthetic
 from l4s_geo.models import registry, zoo
@@ -121,9 +122,11 @@ def weights(folder):
 
 
 def burnt(parts, values, shape=(160, 150)):
-    """Given labels, and where an outline is."""
+    """Given labels with the rims of landslides (no landslide within a rim), and where an outline is."""
     found, outlined = np.full(shape, 255, np.uint8), np.zeros(shape, np.bool_)
     for (r, c, r1, c1), value in zip(parts, values, strict=True):
+        if value:
+            found[r - RIM : r1 + RIM, c - RIM : c1 + RIM] = 0
         found[r:r1, c:c1] = value
         outlined[r:r1, c:c1] = True
     return found, outlined

@@ -13,7 +13,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 from shapely.geometry import LineString, Point, Polygon, box
 
-from l4s_geo.adapt.labels import check_on_targets, read_labels
+from l4s_geo.adapt.labels import RIM, Labels, check_on_targets, read_labels
 from l4s_geo.errors import InputError
 from l4s_geo.scene import Grid
 from l4s_geo.vector import Polygons
@@ -50,12 +50,14 @@ def test_without_a_column_all_polygons_are_landslides_and_holes_stay_out(write):
     ring = cell(10, 10, 40, 50).difference(cell(20, 20, 25, 30))
     labels = read_labels(write([ring, cell(270, 0, 300, 5)], name_of=["a", "b"]))
     expected = np.full(GRID.shape, 255, np.uint8)
+    expected[10 - RIM : 40 + RIM, 10 - RIM : 50 + RIM] = 0
     expected[10:40, 10:50] = 1
-    expected[20:25, 20:30] = 255
+    expected[20:25, 20:30] = 0
+    expected[270 - RIM :, : 5 + RIM] = 0
     expected[270:, :5] = 1
     assert np.array_equal(labels.labels_on(GRID)(GRID.window()), expected)
     assert labels.polygons == {"background": 0, "landslide": 2}
-    assert labels.pixels(GRID) == {"background": 0, "landslide": 30 * 40 - 50 + 150}
+    assert labels.pixels(GRID) == {"background": np.count_nonzero(expected == 0), "landslide": 30 * 40 - 50 + 150}
 
 
 @pytest.mark.parametrize("name", ["a.gpkg", "a.geojson", "a.shp", "a.fgb", "a.parquet"])
@@ -87,7 +89,28 @@ def test_a_column_tells_the_classes_and_landslide_wins(write, column, values):
     assert (found[:10, :10] == 1).all()
     assert (found[12:, 12:] == 0).all()
     assert labels.polygons == {"background": 1, "landslide": 1}
-    assert labels.pixels(GRID) == {"background": 200, "landslide": 100}
+    rim = (10 + RIM) ** 2 - 10**2
+    assert labels.pixels(GRID) == {"background": 15**2 - 5**2 + rim - ((5 + RIM) ** 2 - 5**2), "landslide": 100}
+
+
+@settings(max_examples=30, deadline=None)
+@given(corner=st.tuples(st.integers(0, 110), st.integers(0, 290)), step=st.integers(7, 130))
+def test_the_rim_of_a_landslide_is_the_same_in_windows_as_in_the_whole(corner, step):
+    column, row = corner
+    drawn = Polygons("drawn", gpd.GeoSeries([cell(row, column, row + 9, column + 6)], crs=UTM))
+    read = Labels("drawn", drawn, drawn.pick(np.zeros(1, np.bool_))).labels_on(GRID)
+    parts = [
+        [read(Window(c, r, min(step, GRID.width - c), min(step, GRID.height - r))) for c in range(0, GRID.width, step)]
+        for r in range(0, GRID.height, step)
+    ]
+    whole = read(GRID.window())
+    assert np.array_equal(np.block(parts), whole)
+    rows, columns = np.nonzero(whole == 0)
+    distance = np.maximum(
+        np.maximum(row - rows, rows - (row + 8)), np.maximum(column - columns, columns - (column + 5))
+    )
+    assert distance.min() == 1
+    assert distance.max() == RIM
 
 
 POINTS = st.tuples(st.floats(-100, 1300), st.floats(-100, 3100))

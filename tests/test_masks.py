@@ -21,6 +21,7 @@ from rasterio.windows import Window
 from scipy.ndimage import maximum_filter
 from shapely.geometry import Polygon, box
 
+from l4s_geo import plan
 from l4s_geo.cli import main
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError

@@ -13,7 +13,7 @@ import torch
 from rasterio.transform import from_origin
 
 from l4s_geo.data import l4s
-from l4s_geo.data.crops import CropSampler, crops_of_step, cut, load_area
+from l4s_geo.data.crops import TARGET_SHARE, CropSampler, crops_of_step, cut, load_area
 from l4s_geo.data.patches import UNKNOWN
 from l4s_geo.data.synth_l4s import write_synthetic
 from l4s_geo.errors import InputError, ModelError
@@ -109,7 +109,7 @@ def test_crops_depend_on_seed_and_step_only(scene):
     assert not all(np.array_equal(a.image, b.image) for a, b in zip(first, other, strict=True))
 
 
-def test_targets_get_half_of_the_crops_however_small_they_are(scene):
+def test_targets_get_their_share_of_the_crops_however_small_they_are(scene):
     area = load_area(str(scene), BANDS, compression="asinh", resolution=10)
     small = replace(area.rows(0, 64), name="target", domain=1)
     seen_often = replace(small, name="given", weight=3.0)
@@ -117,8 +117,8 @@ def test_targets_get_half_of_the_crops_however_small_they_are(scene):
     rng = np.random.default_rng(1)
     drawn = [sampler.draw(rng)[0].name for _ in range(4000)]
     shares = {name: drawn.count(name) / len(drawn) for name in ("target", "given")}
-    assert shares["target"] == pytest.approx(0.125, abs=0.02)
-    assert shares["given"] == pytest.approx(0.375, abs=0.03)
+    assert shares["target"] == pytest.approx(TARGET_SHARE / 4, abs=0.03)
+    assert shares["given"] == pytest.approx(TARGET_SHARE * 3 / 4, abs=0.03)
     assert CropSampler([small], [], 0.0, 64).weights.tolist() == [1.0]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from l4s_geo.raster import row_windows
 from l4s_geo.scene import open_scene
 from l4s_geo.tiling import PATCH, Tiling, pad
 from l4s_geo.train.targets import grid_of
-from l4s_geo.train.teacher import Teacher, normalizer_of
+from l4s_geo.train.teacher import Given, Teacher, normalizer_of
 
 Floats = NDArray[np.float32]
 
@@ -67,20 +67,29 @@ class Limits:
         steady: Least consistency of a starting model that can teach.
     """
 
-    growth: float = 2.5
-    shrink: float = 2.5
+    growth: float = 2.0
+    shrink: float = 2.0
     agreement: float = 0.5
     consistency: float = 0.05
     pixels: int = 200
-    expected_f1: float = 0.6
+    expected_f1: float = 0.7
     steady: float = 0.8
 
 
-def histogram(answers: Sequence[Path]) -> NDArray[np.int64]:
-    """Seen pixels of all targets by probability, in ``BINS`` bins of equal width."""
+def histogram(answers: Sequence[Path], given: Sequence[Given] = ()) -> NDArray[np.int64]:
+    """Seen pixels of all targets by probability, in ``BINS`` bins of equal width.
+
+    Args:
+        answers: Of the targets.
+        given: By target, a reader of labels; then only pixels that are given as landslide are counted.
+    """
     counts = np.zeros(BINS, np.int64)
-    for p, _ in _pairs(answers, answers):
-        counts += np.bincount((p[~np.isnan(p)] * BINS).astype(np.int64).clip(0, BINS - 1), minlength=BINS)
+    for path, labels in zip_longest(answers, given):
+        with rasterio.open(path) as file:
+            for window in row_windows(grid_of(path)):
+                p = file.read(1, window=window)
+                wanted = ~np.isnan(p) if labels is None else ~np.isnan(p) & (labels(window) == 1)
+                counts += np.bincount((p[wanted] * BINS).astype(np.int64).clip(0, BINS - 1), minlength=BINS)
     return counts
 
 

@@ -28,6 +28,10 @@ CLASS_COLUMNS = ("landslide", "class", "label")
 LANDSLIDE = ("1", "1.0", "true", "landslide")
 BACKGROUND = ("0", "0.0", "false", "background")
 
+#: Pixels around an outlined landslide that are background: an outline also says where the landslide ends, which is what
+#: networks from elsewhere know least.
+RIM = 3
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -49,7 +53,7 @@ class Labels:
         return {"background": len(self.background), "landslide": len(self.landslides)}
 
     def labels_on(self, grid: Grid) -> Callable[[Window], NDArray[np.uint8]]:
-        """A reader of labels of the pixels whose centre lies in a polygon.
+        """A reader of labels of the pixels whose centre lies in a polygon, or within ``RIM`` pixels of a landslide.
 
         Args:
             grid: That windows refer to.
@@ -63,8 +67,16 @@ class Labels:
         landslides, background = self.landslides.burn(grid), self.background.burn(grid)
 
         def read(window: Window) -> NDArray[np.uint8]:
-            values = np.where(background(window), 0, IGNORE).astype(np.uint8)
-            values[landslides(window)] = 1
+            row, column = int(window.row_off), int(window.col_off)
+            top, left = max(0, row - RIM), max(0, column - RIM)
+            bottom = min(grid.height, row + int(window.height) + RIM)
+            right = min(grid.width, column + int(window.width) + RIM)
+            wide = landslides(Window(left, top, right - left, bottom - top))
+            inner = np.s_[row - top :, column - left :]
+            h, w = int(window.height), int(window.width)
+            around = maximum_filter(wide, 2 * RIM + 1, mode="constant")[inner][:h, :w]
+            values = np.where(around | background(window), 0, IGNORE).astype(np.uint8)
+            values[wide[inner][:h, :w]] = 1
             return values
 
         return read

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from l4s_geo.adapt.guard import Limits, Signs, faults, histogram, mean, signs_of, threshold_of_share, under_other_light
+from l4s_geo.adapt.guard import Limits, Signs, faults, histogram, signs_of, under_other_light
 from l4s_geo.adapt.labels import Labels, write_focus
 from l4s_geo.adapt.method import Method
 from l4s_geo.adapt.options import AdaptOptions
 from l4s_geo.adapt.report import RoundEntry
+from l4s_geo.adapt.thresholds import by_preset
 from l4s_geo.data.crops import Area, seed_of
 from l4s_geo.data.ondisk import open_area
 from l4s_geo.evaluate import evaluate
@@ -34,6 +35,7 @@ from l4s_geo.train.split import DataOptions
 from l4s_geo.train.targets import IMAGE, Target, grid_of, writing
 from l4s_geo.train.teacher import (
     SELECTED,
+    Given,
     Selected,
     Teacher,
     answer,
@@ -55,10 +57,6 @@ GIVEN = 0.3
 
 #: Ends the name of a folder that shows the surroundings of the given polygons alone, so that they are seen often.
 FOCUS = "-given"
-
-#: What a model that has learnt from itself maps, by preset, as a multiple of the area that its probabilities promise:
-#: there is no truth to tune thresholds on, and those of the starting model no longer fit.
-EXTENT = {"balanced": 1.0, "recall": 1.5, "precision": 0.6}
 
 #: Minutes between two checkpoints, and between two looks of a method with patience.
 VALIDATE = 0.5
@@ -97,6 +95,10 @@ class Run:
     def answers(self, number: int, kind: str = "answers") -> list[Path]:
         """What the model of a round says about each scene."""
         return [self.folder(number) / kind / f"{t.name}.tif" for t in self.targets]
+
+    def given(self) -> list[Given]:
+        """By scene, a reader of the given labels; nothing without labels."""
+        return [self.labels.labels_on(grid_of(image)) for image in self.images] if self.labels else []
 
     def before(self) -> list[Path]:
         """What the starting model, as it was given, says about each scene."""
@@ -166,8 +168,8 @@ def learn(run: Run, number: int, how: Round, start: Signs) -> RoundEntry:
     card = replace(card, normalization=before.normalization, statistics=before.statistics, crf={})
     card.save(part.out)
     _look(run, _teacher(run, number, card), run.answers(number))
-    counts = histogram(run.answers(number))
-    thresholds = {name: threshold_of_share(counts, times * mean(counts)) for name, times in EXTENT.items()}
+    counts, given = histogram(run.answers(number)), run.given()
+    thresholds = by_preset(counts, histogram(run.answers(number), given) if given else None)
     replace(card, thresholds=thresholds, threshold_split="not tuned: by the expected area").save(part.out)
     entry = entry_of(run, number, selected, start)
     with writing(note):
@@ -260,9 +262,7 @@ def _select(run: Run, number: int, how: Round, part: TrainOptions) -> Selected:
     if isinstance(how.select, Certain):
         said = run.answers(knows, "doubts")
         _look(run, _teacher(run, knows, card, how), said)
-    grids = [grid_of(image) for image in run.images]
-    given = [run.labels.labels_on(grid) for grid in grids] if run.labels else []
-    selected = select(run.targets, run.images, said, out, how.select, card.thresholds["balanced"], given)
+    selected = select(run.targets, run.images, said, out, how.select, card.thresholds["balanced"], run.given())
     if run.labels:
         for target in run.targets:
             write_focus(run.labels, out / target.name, out / f"{target.name}{FOCUS}")

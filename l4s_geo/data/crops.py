@@ -26,7 +26,7 @@ from l4s_geo.scene import Grid, open_scene
 from l4s_geo.tiling import PATCH
 
 #: Share of the windows that targets with pseudo-labels get beside regions that were labelled by people.
-TARGET_SHARE = 0.5
+TARGET_SHARE = 0.8
 
 #: Rows read at once.
 STRIP = 512
@@ -259,8 +259,8 @@ class CropSampler:
     """Draws windows around labelled pixels, regions mixed by the square root of their labelled area.
 
     The square root lies between one vote a pixel (the largest region would drown the others) and one vote a region
-    (the smallest would be learnt by heart). Targets with pseudo-labels beside labelled regions get half of the windows
-    together: they are what is to be mapped, and often much smaller.
+    (the smallest would be learnt by heart). Targets with pseudo-labels beside labelled regions get
+    ``TARGET_SHARE`` of the windows together: they are what is to be mapped, and often much smaller.
 
     Args:
         areas: Labelled regions.
