@@ -25,11 +25,14 @@ from l4s_geo import __version__, outputs
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.polygons import Block, scene_polygons
-from l4s_geo.raster import Layered, WorkRaster, row_windows
+from l4s_geo.raster import STRIP, Layered, WorkRaster, row_windows
 from l4s_geo.scene import Grid, Scene
 from l4s_geo.scene.raster import GDAL_OPTIONS
 from l4s_geo.scene.terrain import aspect_degrees
 from l4s_geo.threads import prefetched
+
+#: Pixels of a strip at most: the terrain of a strip takes a hundred bytes a pixel while it is made.
+STRIP_PIXELS = 1 << 19
 
 #: Bands of a probability raster.
 LAYERS = ("probability", "agreement", "uncertainty")
@@ -192,7 +195,8 @@ def _reproject(layer: gpd.GeoDataFrame, grid: Grid, crs: CRS) -> gpd.GeoDataFram
 
 
 def _blocks(raster: Layered, scene: Scene | None) -> Iterator[Block]:
-    for window in row_windows(raster.grid):
+    rows = max(16, min(STRIP, STRIP_PIXELS // raster.grid.width))
+    for window in row_windows(raster.grid, rows):
         p, agreement, uncertainty = (raster.read(window, layer) for layer in LAYERS)
         terrain = {} if scene is None else _terrain(scene, window)
         yield Block(int(window.row_off), p, agreement, uncertainty, **terrain)
