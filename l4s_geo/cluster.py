@@ -138,7 +138,7 @@ def on_ray(address: str) -> Iterator[Source]:
     try:
         import ray
     except ImportError as e:
-        raise InputError("--ray needs the package ray: pip install 'l4s-geo[ray]', on every machine.") from e
+        raise InputError("--ray needs the package ray on every machine: pip install ray.") from e
     _check_address(address)
     begun = not ray.is_initialized()
     if begun:

@@ -16,9 +16,10 @@ from scipy.ndimage import maximum_filter
 from l4s_geo.data.ondisk import IMAGE, LABELS
 from l4s_geo.errors import InputError
 from l4s_geo.metrics import IGNORE
+from l4s_geo.outputs import writing
 from l4s_geo.raster import row_windows
 from l4s_geo.scene import Grid
-from l4s_geo.train.targets import grid_of, link, profile, writing
+from l4s_geo.train.targets import grid_of, link, profile
 from l4s_geo.vector import Polygons, read_table
 
 #: Columns that may hold the class, the first that is there counts; in any case of letters.

@@ -24,9 +24,10 @@ from l4s_geo.adapt.rounds import Run, entry_from, entry_of, figures, first, lear
 from l4s_geo.errors import InputError
 from l4s_geo.models import registry
 from l4s_geo.models.card import CARD, Card
+from l4s_geo.outputs import writing
 from l4s_geo.progress import Progress
 from l4s_geo.results import limited_cache
-from l4s_geo.train.targets import IMAGE, copy_target, find_targets, grid_of, writing
+from l4s_geo.train.targets import IMAGE, copy_target, find_targets, grid_of
 from l4s_geo.vector import existing
 
 

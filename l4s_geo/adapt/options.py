@@ -13,7 +13,7 @@ from typing import Any
 from l4s_geo.data.new_folder import check_new_folder
 from l4s_geo.errors import InputError, L4SError, OutputError
 from l4s_geo.models import registry
-from l4s_geo.train.targets import writing
+from l4s_geo.outputs import writing
 
 #: What was asked for, in the output folder.
 ASKED = "adapt.json"

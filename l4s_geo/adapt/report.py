@@ -15,7 +15,8 @@ from l4s_geo.adapt import pictures
 from l4s_geo.adapt.guard import Signs
 from l4s_geo.adapt.page import FIGURES, SIGNS, Picture, page
 from l4s_geo.adapt.views import Maps
-from l4s_geo.train.targets import grid_of, writing
+from l4s_geo.outputs import writing
+from l4s_geo.train.targets import grid_of
 
 PAGE, FACTS = "report.html", "report.json"
 

@@ -26,13 +26,14 @@ from l4s_geo.metrics import Counts
 from l4s_geo.models.card import CARD, Card
 from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer
+from l4s_geo.outputs import writing
 from l4s_geo.progress import Progress
 from l4s_geo.train.pseudo import Certain
 from l4s_geo.train.recipe import Round
 from l4s_geo.train.rounds import PSEUDO, TARGET_DOMAIN
 from l4s_geo.train.run import TrainOptions
 from l4s_geo.train.split import DataOptions
-from l4s_geo.train.targets import IMAGE, Target, grid_of, writing
+from l4s_geo.train.targets import IMAGE, Target, grid_of
 from l4s_geo.train.teacher import (
     SELECTED,
     Given,

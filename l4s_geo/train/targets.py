@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -19,9 +18,9 @@ from rasterio.windows import Window
 from l4s_geo.data.chips import IMAGES
 from l4s_geo.data.l4s import open_l4s
 from l4s_geo.data.patches import Patches
-from l4s_geo.errors import InputError, OutputError, reason
+from l4s_geo.errors import InputError
 from l4s_geo.masks import nothing_left, open_limits
-from l4s_geo.outputs import FAILURES
+from l4s_geo.outputs import writing
 from l4s_geo.raster import row_windows
 from l4s_geo.scene import Grid, open_scene
 from l4s_geo.tiling import PATCH
@@ -244,16 +243,3 @@ def link(image: Path, folder: Path) -> None:
             path.hardlink_to(image)
         except OSError:
             shutil.copyfile(image, path)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Failures of writing as one message.
-
-    Raises:
-        OutputError: The disk is full or protected.
-    """
-    try:
-        yield
-    except FAILURES as e:
-        raise OutputError(f"{path} cannot be written: {reason(e)}. Check the space left and the permissions.") from e

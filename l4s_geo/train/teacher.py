@@ -25,6 +25,7 @@ from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer, fit
+from l4s_geo.outputs import writing
 from l4s_geo.progress import Progress
 from l4s_geo.raster import row_windows
 from l4s_geo.scene import open_scene
@@ -33,7 +34,7 @@ from l4s_geo.tiling import PATCH, Tiling
 from l4s_geo.train.pseudo import Certain, Doubts, Floats, Selection, classes
 from l4s_geo.train.recipe import Round
 from l4s_geo.train.run import TrainOptions
-from l4s_geo.train.targets import Target, grid_of, link, profile, writing
+from l4s_geo.train.targets import Target, grid_of, link, profile
 
 #: What the networks say about a target while it is labelled.
 ANSWER, LAYERS = "answer.tif", ("probability", "uncertainty")
