@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -27,12 +30,13 @@ class Density:
     """Adds up landslides by cells of about ``CELL_M``, from the upper left corner of a raster on.
 
     Args:
+        path: Of the GeoTIFF to write.
         raster: Of probabilities.
         layer: That is NaN where nothing was seen.
     """
 
-    def __init__(self, raster: Layered, layer: str) -> None:
-        self._raster, self._layer, grid = raster, layer, raster.grid
+    def __init__(self, path: Path, raster: Layered, layer: str) -> None:
+        self.path, self._raster, self._layer, grid = path, raster, layer, raster.grid
         self._cols, self._rows = (max(1, round(CELL_M / size)) for size in grid.pixel_size_m())
         self._landslides = np.zeros((-(-grid.height // self._rows), -(-grid.width // self._cols)))
 
@@ -52,8 +56,8 @@ class Density:
         density: NDArray[np.float32] = (share * 1e6).astype(np.float32)
         return density
 
-    def write(self, path: Path, provenance: str, until: ExitStack) -> None:
-        """Write as a GeoTIFF, which appears when ``until`` is closed.
+    def write(self, record: Mapping[str, Any], summary: Mapping[str, Any], until: ExitStack) -> None:
+        """Write as a GeoTIFF, which holds the provenance and appears when ``until`` is closed.
 
         Raises:
             OutputError: It cannot be written. What was there before is untouched.
@@ -70,10 +74,10 @@ class Density:
             "transform": grid.transform * Affine.scale(self._cols, self._rows),
             "compress": "deflate",
         }
-        with writing(path), rasterio.open(until.enter_context(atomic(path)), "w", **profile) as file:
+        with writing(self.path), rasterio.open(until.enter_context(atomic(self.path)), "w", **profile) as file:
             file.write(values, 1)
             file.descriptions = (NAME,)
-            file.update_tags(PROVENANCE=provenance)
+            file.update_tags(PROVENANCE=json.dumps(record))
 
     def _seen(self, window: Window) -> NDArray[np.bool_]:
         return ~np.isnan(self._raster.read(window, self._layer))

@@ -30,11 +30,13 @@ from l4s_geo.results import (
     LAYERS,
     Clock,
     MapResult,
+    Outputs,
     check_outputs,
     check_slope,
     ground_area,
     input_files,
     limited_cache,
+    products_for,
     slope_notes,
     vectorize,
     versions,
@@ -67,19 +69,13 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
         OutputError: An output cannot be written; what was there before is untouched.
     """
     clock, source = Clock(), source or Here()
-    check_outputs(options.out, options.overwrite, prob=options.prob, density=options.density)
+    wanted = Outputs(options.out, options.prob, options.density)
+    check_outputs(wanted, options.overwrite)
     models = tuple(registry.find(name) for name in options.models or (registry.DEFAULT,))
     card = agree([m.card for m in models])
     settings = decide(options, [m.card for m in models])
     with limited_cache(), open_for(options, card) as scene, limits_for(options, scene) as limits:
-        check_outputs(
-            options.out,
-            options.overwrite,
-            prob=options.prob,
-            density=options.density,
-            crs=scene.native_crs,
-            inputs=_inputs(options, scene),
-        )
+        check_outputs(wanted, options.overwrite, crs=scene.native_crs, inputs=_inputs(options, scene))
         check_slope(options.min_slope, scene.bands)
         _check_seen(options, scene, limits)
         asked = _asked(options, models, settings, scene)
@@ -95,6 +91,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                 if settings.crf is not None:
                     with clock.stage("crf"):
                         _refine(scene, plan.normalizer, raster, settings.crf, options.workers, progress)
+                products = [*products_for(wanted, raster)]
                 origin = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
                 with clock.stage("polygons"):
                     found = vectorize(
@@ -107,10 +104,10 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                         min_slope=settings.min_slope,
                         max_hole=settings.max_hole,
                         simplify=settings.simplify,
-                        density=options.density is not None,
+                        products=products,
                     )
                 record = _provenance(plan, scene, limits, found.seen_share)
-                return write_all(options.out, found, record, clock, options.prob, raster, options.density)
+                return write_all(wanted, found, record, clock, raster=raster, products=products)
 
 
 def _check_seen(options: MapOptions, scene: Scene, limits: Limits) -> None:

@@ -23,11 +23,13 @@ from l4s_geo.results import (
     LAYERS,
     Clock,
     MapResult,
+    Outputs,
     check_outputs,
     check_slope,
     ground_area,
     input_files,
     limited_cache,
+    products_for,
     slope_notes,
     vectorize,
     versions,
@@ -118,8 +120,8 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         InputError: It is no probability raster, or has no threshold of its own and none was given.
         OutputError: The output cannot be written.
     """
-    clock = Clock()
-    check_outputs(options.out, options.overwrite, density=options.density)
+    clock, wanted = Clock(), Outputs(options.out, density=options.density)
+    check_outputs(wanted, options.overwrite)
     with (
         limited_cache(),
         ProbabilityRaster(options.prob) as raster,
@@ -127,7 +129,7 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         ExitStack() as stack,
     ):
         inputs = (options.prob, options.dem, options.slope, options.aoi, *options.masks)
-        check_outputs(options.out, options.overwrite, density=options.density, crs=raster.grid.crs, inputs=inputs)
+        check_outputs(wanted, options.overwrite, crs=raster.grid.crs, inputs=inputs)
         terrain = None
         if options.dem or options.slope:
             terrain = stack.enter_context(open_terrain(raster.grid, dem=options.dem, slope=options.slope))
@@ -140,13 +142,14 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         progress.start("polygons", 1)
         with clock.stage("polygons"):
             seen = Limited(raster, limits) if limits else raster
-            layers = vectorize(seen, terrain, raster.grid.crs, origin, **settings, density=options.density is not None)
+            products = [*products_for(wanted, seen)]
+            layers = vectorize(seen, terrain, raster.grid.crs, origin, **settings, products=products)
         progress.finish()
         if limits and not layers.seen_share:
             raise nothing_left(str(options.prob), options.aoi, options.masks)
         record = _provenance(options, raster, settings, made, layers.seen_share)
         notes = [*limits.notes, *slope_notes(settings["min_slope"], terrain)]
-        return write_all(options.out, layers, record | {"notes": notes}, clock, density=options.density)
+        return write_all(wanted, layers, record | {"notes": notes}, clock, products=products)
 
 
 def _filters(options: PolygonizeOptions) -> dict[str, float]:

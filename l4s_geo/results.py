@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import geopandas as gpd
 import numpy as np
@@ -47,16 +47,42 @@ class MapResult:
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Vector layers of a result, in parts that can be taken once, and the share of pixels that were seen.
+class Outputs:
+    """Files to write; the name of each is that of the option which asks for it."""
 
-    ``density``, if wanted, is complete when all landslides were taken.
-    """
+    out: Path
+    prob: Path | None = None
+    density: Path | None = None
+
+    def asked(self) -> dict[str, Path]:
+        """Those that are asked for, by option."""
+        return {f"--{f.name}": path for f in fields(self) if (path := getattr(self, f.name)) is not None}
+
+
+#: What outputs beside the polygons may be called.
+EXTENSIONS = {"--prob": outputs.RASTER_EXTENSIONS, "--density": outputs.RASTER_EXTENSIONS}
+
+
+class Product(Protocol):
+    """A file beside the polygons that is made of them."""
+
+    def add(self, part: gpd.GeoDataFrame) -> None:
+        """Take a part of the landslides, in the CRS of the raster."""
+
+    def write(self, record: Mapping[str, Any], summary: Mapping[str, Any], until: ExitStack) -> None:
+        """Write the file from all parts, the provenance and what is said at the end.
+
+        It appears when ``until`` is closed.
+        """
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Vector layers of a result, in parts that can be taken once, and the share of pixels that were seen."""
 
     landslides: Iterable[gpd.GeoDataFrame]
     not_seen: Iterable[gpd.GeoDataFrame]
     seen_share: float
-    density: Density | None = None
 
 
 @dataclass
@@ -81,11 +107,9 @@ def limited_cache() -> rasterio.Env:
 
 
 def check_outputs(
-    out: Path,
+    wanted: Outputs,
     overwrite: bool,
     *,
-    prob: Path | None = None,
-    density: Path | None = None,
     crs: CRS | None = None,
     inputs: Iterable[str | Path | None] = (),
 ) -> None:
@@ -94,14 +118,14 @@ def check_outputs(
     Raises:
         OutputError: One exists and may not be replaced, is an input or another output, or cannot be written.
     """
-    outputs.check_output(out, crs=crs)
-    rasters = {option: path for option, path in (("--prob", prob), ("--density", density)) if path is not None}
-    for path in rasters.values():
-        outputs.check_output(path, outputs.RASTER_EXTENSIONS)
-    if len({path.absolute() for path in rasters.values()}) < len(rasters):
-        raise OutputError(f"--prob and --density are both {prob}. Give one of them another name.")
+    asked = wanted.asked()
+    for option, path in asked.items():
+        outputs.check_output(path, EXTENSIONS.get(option, tuple(outputs.VECTOR_DRIVERS)), crs=crs)
+        same = [other for other, p in asked.items() if p.absolute() == path.absolute()]
+        if len(same) > 1:
+            raise OutputError(f"{' and '.join(same)} are both {path}. Give one of them another name.")
     given = [path for path in inputs if path is not None]
-    for option, path in {"--out": out, **rasters}.items():
+    for option, path in asked.items():
         record = path.with_name(path.name + ".json")
         if record.is_dir():
             raise OutputError(f"{record} is a folder where the provenance goes. Rename it, or give another name.")
@@ -109,6 +133,12 @@ def check_outputs(
             raise OutputError(f"{path} is an input and would be lost. Give {option} another name.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
+
+
+def products_for(wanted: Outputs, raster: Layered) -> Iterator[Product]:
+    """What makes the files beside the polygons that are wanted."""
+    if wanted.density is not None:
+        yield Density(wanted.density, raster, LAYERS[0])
 
 
 def check_slope(min_slope: float | None, bands: Container[str]) -> None:
@@ -137,7 +167,7 @@ def vectorize(
     min_slope: float,
     max_hole: float,
     simplify: float,
-    density: bool = False,
+    products: Sequence[Product] = (),
 ) -> Layers:
     """Polygons of a probability raster, which is read before this returns.
 
@@ -151,7 +181,7 @@ def vectorize(
         min_slope: In degrees.
         max_hole: In m2.
         simplify: In metres.
-        density: Make a density grid of the landslides too.
+        products: Get the landslides too, as they are taken.
 
     Raises:
         OutputError: The disk is full.
@@ -167,19 +197,17 @@ def vectorize(
         max_hole_m2=max_hole,
         simplify_m=simplify,
     )
-    cells = Density(raster, LAYERS[0]) if density else None
 
     def landslides() -> Iterator[gpd.GeoDataFrame]:
         for part in found.landslides:
-            if cells is not None:
-                cells.add(part)
+            for product in products:
+                product.add(part)
             yield _reproject(part, grid, crs).assign(**origin)
 
     return Layers(
         landslides(),
         (_reproject(part, grid, crs) for part in found.not_seen),
         found.seen / (grid.width * grid.height),
-        cells,
     )
 
 
@@ -267,24 +295,23 @@ def input_files(**paths: str | Path | Sequence[str | Path] | None) -> dict[str, 
 
 
 def write_all(
-    out: Path,
+    wanted: Outputs,
     layers: Layers,
     record: dict[str, Any],
     clock: Clock,
-    prob: Path | None = None,
+    *,
     raster: WorkRaster | None = None,
-    density: Path | None = None,
+    products: Sequence[Product] = (),
 ) -> MapResult:
     """Write every output and its provenance, and say what was found.
 
     Args:
-        out: Vector file.
-        layers: Go into it.
+        wanted: What to write.
+        layers: Go into the vector file.
         record: Provenance.
         clock: Stages so far.
-        prob: Probability raster, or None.
-        raster: Its ``LAYERS`` go into ``prob``.
-        density: Raster of the density in ``layers``, or None.
+        raster: Its ``LAYERS`` go into the probability raster.
+        products: Made of the landslides in ``layers``.
 
     Raises:
         OutputError: One cannot be written; all are then as they were before.
@@ -298,14 +325,14 @@ def write_all(
 
     with ExitStack() as until:
         with clock.stage("writing"):
-            if prob is not None and raster is not None:
+            if wanted.prob is not None and raster is not None:
                 tags = {"PROVENANCE": json.dumps(record), "THRESHOLD": str(record["settings"]["threshold"])}
-                outputs.write_cog(raster.finish(LAYERS), prob, tags, until=until)
-            outputs.write_vector(out, measured(), layers.not_seen, until=until)
-            if density is not None and layers.density is not None:
-                layers.density.write(density, json.dumps(record), until)
-        summary = _summary(np.concatenate(areas), record, out, clock)
-        for path in (p for p in (out, prob, density) if p is not None):
+                outputs.write_cog(raster.finish(LAYERS), wanted.prob, tags, until=until)
+            outputs.write_vector(wanted.out, measured(), layers.not_seen, until=until)
+            for product in products:
+                product.write(record, _summary(np.concatenate(areas), record, wanted.out, clock), until)
+        summary = _summary(np.concatenate(areas), record, wanted.out, clock)
+        for path in wanted.asked().values():
             made = record | {"output": path.name, "result": summary}
             outputs.write_provenance(path.with_name(path.name + ".json"), made, until=until)
     return MapResult(summary, _message(summary))

@@ -255,7 +255,7 @@ def test_an_area_is_never_written_over(scene, model, tmp_path):  # noqa: F811
     before = Path(where).read_bytes()
     with pytest.raises(OutputError, match="is an input"):
         map_scene(options(scene, model, tmp_path, aoi=where, overwrite=True), Silent())
-    with pytest.raises(OutputError, match=r"--density another name"):
+    with pytest.raises(OutputError, match=r"Give --density another name"):
         map_scene(
             replace(options(scene, model, tmp_path, overwrite=True), out=tmp_path / "o.fgb", density=scene), Silent()
         )
@@ -349,7 +349,7 @@ def test_density_times_seen_ground_is_the_area_of_the_landslides(seed, h, w, par
     rows, cols = np.nonzero(values > 0.5)
     corner = raster.grid.transform
     squares = [box(*(corner * (c, r + 1)), *(corner * (c + 1, r))) for r, c in zip(rows, cols, strict=True)]
-    density = Density(raster, "probability")
+    density = Density(Path("unused.tif"), raster, "probability")
     for part in range(parts):
         density.add(gpd.GeoDataFrame(geometry=gpd.GeoSeries(squares[part::parts], crs=CRS_)))
     found = density.values()
