@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import sys
 import time
@@ -21,11 +20,12 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from l4s_geo import __version__, outputs
+from l4s_geo import outputs
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.polygons import Block, scene_polygons
 from l4s_geo.raster import STRIP, Layered, WorkRaster, row_windows
+from l4s_geo.record import written
 from l4s_geo.scene import Grid, Scene
 from l4s_geo.scene.raster import GDAL_OPTIONS
 from l4s_geo.scene.terrain import aspect_degrees
@@ -53,6 +53,7 @@ class Outputs:
     out: Path
     prob: Path | None = None
     density: Path | None = None
+    stac: Path | None = None
 
     def asked(self) -> dict[str, Path]:
         """Those that are asked for, by option."""
@@ -60,7 +61,7 @@ class Outputs:
 
 
 #: What outputs beside the polygons may be called.
-EXTENSIONS = {"--prob": outputs.RASTER_EXTENSIONS, "--density": outputs.RASTER_EXTENSIONS}
+EXTENSIONS = {"--prob": outputs.RASTER_EXTENSIONS, "--density": outputs.RASTER_EXTENSIONS, "--stac": (".json",)}
 
 
 class Product(Protocol):
@@ -247,17 +248,6 @@ def _terrain(scene: Scene, window: Window) -> dict[str, NDArray[np.float32]]:
     return {name: layer[inner] for name, layer in layers.items()}
 
 
-def versions() -> dict[str, str]:
-    """Of the package and of what its results depend on; of torch only where networks run."""
-    torch = sys.modules.get("torch")
-    return {
-        "l4s_geo": __version__,
-        "python": platform.python_version(),
-        **({} if torch is None else {"torch": str(torch.__version__)}),
-        "gdal": rasterio.__gdal_version__,
-    }
-
-
 def ground_area(grid: Grid) -> float:
     """Area of a grid in m2, from the size of its centre pixel."""
     x, y = grid.pixel_size_m()
@@ -275,23 +265,6 @@ def peak_memory() -> dict[str, float]:
         devices = range(torch.cuda.device_count())
         found["devices"] = round(sum(torch.cuda.max_memory_allocated(d) for d in devices) / 1e6)
     return found
-
-
-def file_size(path: str | Path) -> int | None:
-    """Bytes of a local file; None for folders, globs and addresses."""
-    try:
-        return Path(path).stat().st_size if Path(path).is_file() else None
-    except OSError:
-        return None
-
-
-def input_files(**paths: str | Path | Sequence[str | Path] | None) -> dict[str, Any]:
-    """Files by what they are for, as the provenance has them; several for one purpose as a list."""
-
-    def entry(path: str | Path) -> dict[str, Any]:
-        return {"path": str(path), "bytes": file_size(path)}
-
-    return {k: entry(v) if isinstance(v, (str, Path)) else [entry(p) for p in v] for k, v in paths.items() if v}
 
 
 def write_all(
@@ -333,7 +306,7 @@ def write_all(
                 product.write(record, _summary(np.concatenate(areas), record, wanted.out, clock), until)
         summary = _summary(np.concatenate(areas), record, wanted.out, clock)
         for path in wanted.asked().values():
-            made = record | {"output": path.name, "result": summary}
+            made = record | written(path) | {"result": summary}
             outputs.write_provenance(path.with_name(path.name + ".json"), made, until=until)
     return MapResult(summary, _message(summary))
 
