@@ -88,6 +88,16 @@ def check_output(path: Path, extensions: Sequence[str] = tuple(VECTOR_DRIVERS), 
         raise OutputError(f"{path}: GeoJSON needs a place on Earth, and the scene has none. Use .gpkg.")
 
 
+def record_path(path: Path) -> Path:
+    """Provenance of an output."""
+    return path.with_name(path.name + ".json")
+
+
+def model_path(path: Path) -> Path:
+    """STAC item of the model beside that of a map."""
+    return path.with_name(f"{path.stem}-model{path.suffix}")
+
+
 def staged(path: Path) -> Path:
     """Where an output lies until it is put in place."""
     return path.absolute().with_name(f".{path.name}.part") / path.name

@@ -71,7 +71,7 @@ def models_used(models: Iterable[Model]) -> list[dict[str, Any]]:
 
 @contextmanager
 def inputs_of(files: Mapping[str, Sequence[str]] | None = None, **given: Given) -> Iterator[Future[dict[str, Any]]]:
-    """Look at inputs while something else is done: their checksums take about a second for each gigabyte.
+    """Look at inputs while something else is done: all of each file is read for its checksum, in a thread.
 
     Args:
         files: Paths that a word stands for (a folder, a pattern), by what they are for.

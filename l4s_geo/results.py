@@ -59,6 +59,15 @@ class Outputs:
         """Those that are asked for, by option."""
         return {f"--{f.name}": path for f in fields(self) if (path := getattr(self, f.name)) is not None}
 
+    def made(self) -> dict[str, Path]:
+        """Those with a record beside, by option: all but the STAC item, which says where the records are."""
+        return {option: path for option, path in self.asked().items() if option != "--stac"}
+
+    def beside(self) -> dict[Path, str]:
+        """Files that come with those, and what they are."""
+        records = {outputs.record_path(path): f"the provenance of {option}" for option, path in self.made().items()}
+        return records | ({} if self.stac is None else {outputs.model_path(self.stac): "the item of the model"})
+
 
 #: What outputs beside the polygons may be called.
 EXTENSIONS = {"--prob": outputs.RASTER_EXTENSIONS, "--density": outputs.RASTER_EXTENSIONS, "--stac": (".json",)}
@@ -125,15 +134,20 @@ def check_outputs(
         same = [other for other, p in asked.items() if p.absolute() == path.absolute()]
         if len(same) > 1:
             raise OutputError(f"{' and '.join(same)} are both {path}. Give one of them another name.")
+    for path, what in wanted.beside().items():
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder where {what} goes. Rename it, or give another name.")
+        same = [option for option, p in asked.items() if p.absolute() == path.absolute()]
+        if same:
+            raise OutputError(f"{same[0]} is {path}, where {what} goes. Give it another name.")
     given = [path for path in inputs if path is not None]
     for option, path in asked.items():
-        record = path.with_name(path.name + ".json")
-        if record.is_dir():
-            raise OutputError(f"{record} is a folder where the provenance goes. Rename it, or give another name.")
         if path.exists() and any(Path(p).exists() and path.samefile(p) for p in given):
             raise OutputError(f"{path} is an input and would be lost. Give {option} another name.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
+    if wanted.stac is not None and (model := outputs.model_path(wanted.stac)).exists() and not overwrite:
+        raise OutputError(f"{model} exists, where the item of the model goes. Give --overwrite, or another --stac.")
 
 
 def products_for(wanted: Outputs, raster: Layered) -> Iterator[Product]:
@@ -305,9 +319,14 @@ def write_all(
             for product in products:
                 product.write(record, _summary(np.concatenate(areas), record, wanted.out, clock), until)
         summary = _summary(np.concatenate(areas), record, wanted.out, clock)
-        for path in wanted.asked().values():
-            made = record | written(path) | {"result": summary}
-            outputs.write_provenance(path.with_name(path.name + ".json"), made, until=until)
+        made = wanted.made()
+        for path in made.values():
+            content = record | written(path) | {"result": summary}
+            outputs.write_provenance(outputs.record_path(path), content, until=until)
+        if wanted.stac is not None and raster is not None:
+            from l4s_geo.stac_item import write_items  # with pystac, which most runs can do without
+
+            write_items(wanted.stac, made, record, raster.grid, summary, until)
     return MapResult(summary, _message(summary))
 
 

@@ -23,7 +23,7 @@ from l4s_geo.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from l4s_geo.repeat import Record
+    from l4s_geo.recorded import Record
 
 
 def read(ctx: click.Context, param: click.Parameter, value: Path | None) -> Record | None:
@@ -31,7 +31,7 @@ def read(ctx: click.Context, param: click.Parameter, value: Path | None) -> Reco
     if value is None:
         return None
     with libraries():
-        from l4s_geo.repeat import read_record
+        from l4s_geo.recorded import read_record
 
     record = read_record(value)
     ctx.default_map = record.options
@@ -67,7 +67,7 @@ def read(ctx: click.Context, param: click.Parameter, value: Path | None) -> Reco
 @report_options
 @click.pass_context
 def command(
-    ctx: click.Context, record: Record | None, quiet: bool, verbose: bool, as_json: bool, **options: Any
+    ctx: click.Context, /, record: Record | None, quiet: bool, verbose: bool, as_json: bool, **options: Any
 ) -> None:
     """Map the landslides of SCENE.
 
