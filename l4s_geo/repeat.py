@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, replace
-from math import isfinite
 from typing import Any
 
 from l4s_geo import crf
@@ -120,6 +119,8 @@ def _check_input(record: Record, name: str, value: Any) -> Iterator[str]:
     entry = record.content["inputs"][name]
     then = _prints(entry)
     words = [str(word) for word in words_of(list(value) if isinstance(value, tuple) else value) if word]
+    if not words:
+        raise InputError(f"{record.path} is damaged: it has the input {name}, but its options do not.")
     other = "as SCENE" if name == "scene" else f"with {_spoken([name])}"
     if not then:
         yield f"{', '.join(words)} may have changed: the record has no checksum of it"
@@ -185,9 +186,9 @@ def _settings(record: Record, changed: Collection[str]) -> dict[str, Any]:
     if {"preset", "models"} & {*changed}:
         return {}
     found = {}
-    for name in (f.name for f in fields(Settings) if f.name != "notes"):
+    for name, kind in ((f.name, str(f.type)) for f in fields(Settings) if f.name != "notes"):
         if name in record.content["settings"] and not DECIDED_BY.get(name, {name}) & {*changed}:
-            found[name] = _setting(record, name, record.content["settings"][name])
+            found[name] = _setting(record, name, kind, record.content["settings"][name])
     if found.get("crf") is not None and not crf.available():
         raise InputError(
             f"{record.path} is of a run with the CRF, which needs the package pydensecrf2, and it is not installed. "
@@ -196,19 +197,19 @@ def _settings(record: Record, changed: Collection[str]) -> dict[str, Any]:
     return found
 
 
-def _setting(record: Record, name: str, value: Any) -> Any:
-    """A setting, checked: the card and the command line have no part in it any more."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value) and value >= 0
+def _setting(record: Record, name: str, kind: str, value: Any) -> Any:
+    """A setting, checked: neither a card nor the command line looks at it any more."""
+    most = {"threshold": 1, "stride": PATCH}.get(name, 1e12)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= most
     fine = {
-        "threshold": number and value <= 1,
-        "stride": isinstance(value, int) and number and 1 <= value <= PATCH,
-        "tta": isinstance(value, bool),
-        "crf": value is None or isinstance(value, dict),
-    }.get(name, number or value is None)
+        "float": number,
+        "int": number and isinstance(value, int) and value > 0,
+        "bool": isinstance(value, bool),
+    }.get(kind, value is None or isinstance(value, dict))
     try:
         if fine and name == "crf" and value is not None:
             return CrfParams.from_dict(value)
-    except (InputError, TypeError, KeyError, ValueError, AttributeError):
+    except (InputError, TypeError, ValueError):
         fine = False
     if not fine:
         raise InputError(f"{record.path} is damaged: the setting {name} is {json.dumps(value)[:60]}.")

@@ -282,6 +282,19 @@ def test_outputs_are_never_taken_from_a_record(place: Path) -> None:
     assert precious.read_text() == "precious"
 
 
+def test_an_input_that_no_option_names_is_refused(place: Path) -> None:
+    edit(place / "out.gpkg.json", {"options": {"dem": None}})
+    assert "is damaged: it has the input dem" in refused("--from", "out.gpkg.json", "--out", "a.gpkg")
+
+
+def test_crf_is_repeated_only_where_it_is_installed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(place / "out.gpkg.json", {"settings": {"crf": {"threshold": 0.6, "hi": 0.95}}})
+    monkeypatch.setattr("l4s_geo.crf.available", lambda: False)
+    assert "repeat without: --no-crf" in refused("--from", "out.gpkg.json", "--out", "a.gpkg")
+    good("--from", "out.gpkg.json", "--out", "a.gpkg", "--no-crf")
+    assert load(place / "a.gpkg.json")["settings"]["crf"] is None
+
+
 def test_other_files_are_refused_by_what_they_are(place: Path) -> None:
     good("polygonize", "prob.tif", "--out", "poly.gpkg")
     said = refused("--from", "poly.gpkg.json", "--out", "a.gpkg")
@@ -323,7 +336,7 @@ ANY = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_record_is_refused_or_harmless(place: Path, data: st.DataObject) -> None:
     content = load(place / "out.gpkg.json")
