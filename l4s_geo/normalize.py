@@ -8,6 +8,7 @@ are a winsorized mean and standard deviation, which clouds, snow and borders mov
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -122,7 +123,13 @@ class Normalizer:
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise InputError(f"Not a set of band statistics: {e!r}. Write one with `l4s-map check --stats`.") from e
         sizes = {len(found.bands), len(found.center), len(found.scale)}
-        if len(sizes) != 1 or not all(s > 0 for s in found.scale) or found.compression not in ("none", "asinh"):
+        numbers = all(math.isfinite(v) for v in (*found.center, *found.scale))
+        if (
+            len(sizes) != 1
+            or not numbers
+            or not all(s > 0 for s in found.scale)
+            or found.compression not in ("none", "asinh")
+        ):
             raise InputError("Band statistics need one centre and one positive scale for every band.")
         return found
 

@@ -88,6 +88,21 @@ def check_output(path: Path, extensions: Sequence[str] = tuple(VECTOR_DRIVERS), 
         raise OutputError(f"{path}: GeoJSON needs a place on Earth, and the scene has none. Use .gpkg.")
 
 
+def record_path(path: Path) -> Path:
+    """Provenance of an output."""
+    return path.with_name(path.name + ".json")
+
+
+def model_path(path: Path) -> Path:
+    """STAC item of the model beside that of a map."""
+    return path.with_name(f"{path.stem}-model{path.suffix}")
+
+
+def staged(path: Path) -> Path:
+    """Where an output lies until it is put in place."""
+    return path.absolute().with_name(f".{path.name}.part") / path.name
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A place to write an output, put in place of ``path`` at the end.
@@ -105,7 +120,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: The folder is missing or not writable.
     """
-    folder = path.absolute().with_name(f".{path.name}.part")
+    folder = staged(path).parent
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

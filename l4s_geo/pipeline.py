@@ -6,8 +6,9 @@ Reading, networks, and writing overlap, and what is done is noted, so that a run
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from contextlib import closing
-from dataclasses import asdict
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer
-from l4s_geo.plan import Here, Plan, Source, limits_for, open_for, scene_statistics
+from l4s_geo.plan import Here, Plan, Source, computed_on, limits_for, open_for, scene_statistics
 from l4s_geo.progress import Progress
 from l4s_geo.raster import WorkRaster, row_windows
+from l4s_geo.record import inputs_of, models_used, origin, versions
 from l4s_geo.results import (
     LAYERS,
     Clock,
@@ -34,12 +36,10 @@ from l4s_geo.results import (
     check_outputs,
     check_slope,
     ground_area,
-    input_files,
     limited_cache,
     products_for,
     slope_notes,
     vectorize,
-    versions,
     write_all,
 )
 from l4s_geo.scene import Scene
@@ -69,12 +69,17 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
         OutputError: An output cannot be written; what was there before is untouched.
     """
     clock, source = Clock(), source or Here()
-    wanted = Outputs(options.out, options.prob, options.density)
+    wanted = Outputs(options.out, options.prob, options.density, options.stac)
     check_outputs(wanted, options.overwrite)
     models = tuple(registry.find(name) for name in options.models or (registry.DEFAULT,))
     card = agree([m.card for m in models])
     settings = decide(options, [m.card for m in models])
-    with limited_cache(), open_for(options, card) as scene, limits_for(options, scene) as limits:
+    with (
+        limited_cache(),
+        open_for(options, card) as scene,
+        limits_for(options, scene) as limits,
+        _described(options, scene) as inputs,
+    ):
         check_outputs(wanted, options.overwrite, crs=scene.native_crs, inputs=_inputs(options, scene))
         check_slope(options.min_slope, scene.bands)
         _check_seen(options, scene, limits)
@@ -92,13 +97,13 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                     with clock.stage("crf"):
                         _refine(scene, plan.normalizer, raster, settings.crf, options.workers, progress)
                 products = [*products_for(wanted, raster)]
-                origin = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
+                shared = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
                 with clock.stage("polygons"):
                     found = vectorize(
                         raster,
                         scene,
                         scene.native_crs,
-                        origin,
+                        shared,
                         threshold=settings.threshold,
                         min_area=settings.min_area,
                         min_slope=settings.min_slope,
@@ -106,7 +111,9 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                         simplify=settings.simplify,
                         products=products,
                     )
-                record = _provenance(plan, scene, limits, found.seen_share)
+                record = _provenance(plan, scene, limits, found.seen_share) | {"inputs": inputs.result()}
+                if isinstance(source, Here):  # else other machines have computed
+                    record["computed"] = computed_on(options)
                 return write_all(wanted, found, record, clock, raster=raster, products=products)
 
 
@@ -123,6 +130,18 @@ def _check_seen(options: MapOptions, scene: Scene, limits: Limits) -> None:
 def _inputs(options: MapOptions, scene: Scene) -> tuple[str | None, ...]:
     """Files that the result depends on."""
     return *scene.paths, options.dem, options.slope, options.aoi, *options.masks
+
+
+def _described(options: MapOptions, scene: Scene) -> AbstractContextManager[Future[dict[str, Any]]]:
+    """The inputs as the record has them, by the names of options."""
+    return inputs_of(
+        {"scene": scene.paths},
+        scene=options.scene,
+        dem=options.dem,
+        slope=options.slope,
+        aoi=options.aoi,
+        masks=options.masks,
+    )
 
 
 def _asked(options: MapOptions, models: Iterable[Model], settings: Settings, scene: Scene) -> dict[str, Any]:
@@ -143,7 +162,9 @@ def _normalizer(options: MapOptions, card: Card, scene: Scene, limits: Limits, f
     """Found once in a run, however often it is taken up."""
     kept = folder / "normalizer.json"
     if not kept.exists():
-        normalizer_for(options.normalize, card, lambda: scene_statistics(scene, card, limits)).save(kept)
+        known = options.decided.normalizer
+        found = known or normalizer_for(options.normalize, card, lambda: scene_statistics(scene, card, limits))
+        found.select(card.bands).save(kept)
     return Normalizer.load(kept)
 
 
@@ -203,31 +224,31 @@ def _refine(
 
 def _provenance(plan: Plan, scene: Scene, limits: Limits, seen: float) -> dict[str, Any]:
     options, settings = plan.options, plan.settings
+    hidden = {f.name for f in fields(Outputs)} | {"resume", "overwrite", "workers", "decided"}
     return {
+        "record": origin("map") | {"repeats": options.decided.record},
         "versions": versions(),
-        "inputs": input_files(
-            scene=options.scene, dem=options.dem, slope=options.slope, aoi=options.aoi, masks=options.masks
-        ),
+        "options": {k: v for k, v in asdict(options).items() if k not in hidden},
         "scene": {
             "name": scene.name,
             "date": scene.date,
             "bands": list(scene.bands),
             "units": scene.units,
             "crs": scene.grid.crs.to_string(),
+            "native_crs": scene.native_crs.to_string(),
             "transform": list(scene.grid.transform)[:6],
             "size": [scene.grid.width, scene.grid.height],
         },
-        "models": [
-            {
-                "name": m.card.name,
-                "version": m.card.version,
-                "sha256": {n.name: n.sha256 for n in m.card.networks},
-            }
-            for m in plan.models
-        ],
+        "models": models_used(plan.models),
         "normalization": plan.normalizer.to_dict(),
         "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype},
         "seen_share": round(seen, 6),
         "area_m2": ground_area(scene.grid),
-        "notes": [*scene.notes, *limits.notes, *settings.notes, *slope_notes(settings.min_slope, scene)],
+        "notes": [
+            *options.decided.notes,
+            *scene.notes,
+            *limits.notes,
+            *settings.notes,
+            *slope_notes(settings.min_slope, scene),
+        ],
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,6 +137,13 @@ def open_for(options: MapOptions, card: Card) -> Scene:
             "If the bands are there under other names, give --bands."
         )
     return scene
+
+
+def computed_on(options: MapOptions) -> dict[str, Any]:
+    """Where this process computes with such options, and in which number format; results differ a little by both."""
+    devices = choose_devices(options.device)
+    dtype = choose_dtype(options.dtype, devices[0])
+    return {"devices": [str(device) for device in devices], "dtype": str(dtype).removeprefix("torch.")}
 
 
 def limits_for(options: MapOptions, scene: Scene) -> AbstractContextManager[Limits]:

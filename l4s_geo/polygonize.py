@@ -19,6 +19,7 @@ from rasterio.windows import Window
 from l4s_geo.errors import InputError, reason
 from l4s_geo.masks import Limited, nothing_left, open_limits
 from l4s_geo.progress import Progress
+from l4s_geo.record import inputs_of, origin, versions
 from l4s_geo.results import (
     LAYERS,
     Clock,
@@ -27,12 +28,10 @@ from l4s_geo.results import (
     check_outputs,
     check_slope,
     ground_area,
-    input_files,
     limited_cache,
     products_for,
     slope_notes,
     vectorize,
-    versions,
     write_all,
 )
 from l4s_geo.scene import Grid, open_terrain
@@ -126,6 +125,9 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         limited_cache(),
         ProbabilityRaster(options.prob) as raster,
         open_limits(raster.grid, str(options.prob), options.aoi, options.masks) as limits,
+        inputs_of(
+            prob=options.prob, dem=options.dem, slope=options.slope, aoi=options.aoi, masks=options.masks
+        ) as described,
         ExitStack() as stack,
     ):
         inputs = (options.prob, options.dem, options.slope, options.aoi, *options.masks)
@@ -138,16 +140,16 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         made = json.loads(raster.tags.get("PROVENANCE", "{}"))
         scene = made.get("scene", {})
         model = "+".join(m["name"] for m in made.get("models", [])) or None
-        origin = {"model": model, "scene": scene.get("name", options.prob.stem), "date": scene.get("date")}
+        shared = {"model": model, "scene": scene.get("name", options.prob.stem), "date": scene.get("date")}
         progress.start("polygons", 1)
         with clock.stage("polygons"):
             seen = Limited(raster, limits) if limits else raster
             products = [*products_for(wanted, seen)]
-            layers = vectorize(seen, terrain, raster.grid.crs, origin, **settings, products=products)
+            layers = vectorize(seen, terrain, raster.grid.crs, shared, **settings, products=products)
         progress.finish()
         if limits and not layers.seen_share:
             raise nothing_left(str(options.prob), options.aoi, options.masks)
-        record = _provenance(options, raster, settings, made, layers.seen_share)
+        record = _provenance(raster, settings, made, layers.seen_share) | {"inputs": described.result()}
         notes = [*limits.notes, *slope_notes(settings["min_slope"], terrain)]
         return write_all(wanted, layers, record | {"notes": notes}, clock, products=products)
 
@@ -173,17 +175,11 @@ def _threshold(options: PolygonizeOptions, raster: ProbabilityRaster) -> float:
 
 
 def _provenance(
-    options: PolygonizeOptions,
-    raster: ProbabilityRaster,
-    settings: dict[str, float],
-    made: dict[str, Any],
-    seen: float,
+    raster: ProbabilityRaster, settings: dict[str, float], made: dict[str, Any], seen: float
 ) -> dict[str, Any]:
     return {
+        "record": origin("polygonize"),
         "versions": versions(),
-        "inputs": input_files(
-            prob=options.prob, dem=options.dem, slope=options.slope, aoi=options.aoi, masks=options.masks
-        ),
         "settings": settings,
         "area_m2": ground_area(raster.grid),
         "seen_share": round(seen, 6),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 import sys
 import time
@@ -21,11 +20,12 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from l4s_geo import __version__, outputs
+from l4s_geo import outputs
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.polygons import Block, scene_polygons
 from l4s_geo.raster import STRIP, Layered, WorkRaster, row_windows
+from l4s_geo.record import written
 from l4s_geo.scene import Grid, Scene
 from l4s_geo.scene.raster import GDAL_OPTIONS
 from l4s_geo.scene.terrain import aspect_degrees
@@ -53,14 +53,24 @@ class Outputs:
     out: Path
     prob: Path | None = None
     density: Path | None = None
+    stac: Path | None = None
 
     def asked(self) -> dict[str, Path]:
         """Those that are asked for, by option."""
         return {f"--{f.name}": path for f in fields(self) if (path := getattr(self, f.name)) is not None}
 
+    def made(self) -> dict[str, Path]:
+        """Those with a record beside, by option: all but the STAC item, which says where the records are."""
+        return {option: path for option, path in self.asked().items() if option != "--stac"}
+
+    def beside(self) -> dict[Path, str]:
+        """Files that come with those, and what they are."""
+        records = {outputs.record_path(path): f"the provenance of {option}" for option, path in self.made().items()}
+        return records | ({} if self.stac is None else {outputs.model_path(self.stac): "the item of the model"})
+
 
 #: What outputs beside the polygons may be called.
-EXTENSIONS = {"--prob": outputs.RASTER_EXTENSIONS, "--density": outputs.RASTER_EXTENSIONS}
+EXTENSIONS = {"--prob": outputs.RASTER_EXTENSIONS, "--density": outputs.RASTER_EXTENSIONS, "--stac": (".json",)}
 
 
 class Product(Protocol):
@@ -124,15 +134,20 @@ def check_outputs(
         same = [other for other, p in asked.items() if p.absolute() == path.absolute()]
         if len(same) > 1:
             raise OutputError(f"{' and '.join(same)} are both {path}. Give one of them another name.")
+    for path, what in wanted.beside().items():
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder where {what} goes. Rename it, or give another name.")
+        same = [option for option, p in asked.items() if p.absolute() == path.absolute()]
+        if same:
+            raise OutputError(f"{same[0]} is {path}, where {what} goes. Give it another name.")
     given = [path for path in inputs if path is not None]
     for option, path in asked.items():
-        record = path.with_name(path.name + ".json")
-        if record.is_dir():
-            raise OutputError(f"{record} is a folder where the provenance goes. Rename it, or give another name.")
         if path.exists() and any(Path(p).exists() and path.samefile(p) for p in given):
             raise OutputError(f"{path} is an input and would be lost. Give {option} another name.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
+    if wanted.stac is not None and (model := outputs.model_path(wanted.stac)).exists() and not overwrite:
+        raise OutputError(f"{model} exists, where the item of the model goes. Give --overwrite, or another --stac.")
 
 
 def products_for(wanted: Outputs, raster: Layered) -> Iterator[Product]:
@@ -247,17 +262,6 @@ def _terrain(scene: Scene, window: Window) -> dict[str, NDArray[np.float32]]:
     return {name: layer[inner] for name, layer in layers.items()}
 
 
-def versions() -> dict[str, str]:
-    """Of the package and of what its results depend on; of torch only where networks run."""
-    torch = sys.modules.get("torch")
-    return {
-        "l4s_geo": __version__,
-        "python": platform.python_version(),
-        **({} if torch is None else {"torch": str(torch.__version__)}),
-        "gdal": rasterio.__gdal_version__,
-    }
-
-
 def ground_area(grid: Grid) -> float:
     """Area of a grid in m2, from the size of its centre pixel."""
     x, y = grid.pixel_size_m()
@@ -275,23 +279,6 @@ def peak_memory() -> dict[str, float]:
         devices = range(torch.cuda.device_count())
         found["devices"] = round(sum(torch.cuda.max_memory_allocated(d) for d in devices) / 1e6)
     return found
-
-
-def file_size(path: str | Path) -> int | None:
-    """Bytes of a local file; None for folders, globs and addresses."""
-    try:
-        return Path(path).stat().st_size if Path(path).is_file() else None
-    except OSError:
-        return None
-
-
-def input_files(**paths: str | Path | Sequence[str | Path] | None) -> dict[str, Any]:
-    """Files by what they are for, as the provenance has them; several for one purpose as a list."""
-
-    def entry(path: str | Path) -> dict[str, Any]:
-        return {"path": str(path), "bytes": file_size(path)}
-
-    return {k: entry(v) if isinstance(v, (str, Path)) else [entry(p) for p in v] for k, v in paths.items() if v}
 
 
 def write_all(
@@ -332,9 +319,14 @@ def write_all(
             for product in products:
                 product.write(record, _summary(np.concatenate(areas), record, wanted.out, clock), until)
         summary = _summary(np.concatenate(areas), record, wanted.out, clock)
-        for path in wanted.asked().values():
-            made = record | {"output": path.name, "result": summary}
-            outputs.write_provenance(path.with_name(path.name + ".json"), made, until=until)
+        made = wanted.made()
+        for path in made.values():
+            content = record | written(path) | {"result": summary}
+            outputs.write_provenance(outputs.record_path(path), content, until=until)
+        if wanted.stac is not None and raster is not None:
+            from l4s_geo.stac_item import write_items  # with pystac, which most runs can do without
+
+            write_items(wanted.stac, made, record, raster.grid, summary, until)
     return MapResult(summary, _message(summary))
 
 

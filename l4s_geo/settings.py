@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from l4s_geo import crf
 from l4s_geo.crf import CrfParams
@@ -34,6 +35,23 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
+class Decided:
+    """What an earlier run had decided, for one that repeats it.
+
+    Attributes:
+        settings: Some of the fields of ``Settings``.
+        normalizer: With the statistics that it used; None: they are found again.
+        record: The file that says so.
+        notes: For the user.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    normalizer: Normalizer | None = None
+    record: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class MapOptions:
     """What ``map`` takes; None means that preset or model card decide.
 
@@ -51,6 +69,7 @@ class MapOptions:
         models: Names or directories; none means the bundled ensemble.
         prob: Probability raster to write.
         density: Raster of landslide area per square kilometre to write.
+        stac: STAC item to write, which describes the other outputs.
         threshold: Probability from which on a pixel is landslide.
         preset: Name in ``PRESETS``.
         min_area: Smallest landslide, m2.
@@ -67,6 +86,7 @@ class MapOptions:
         workers: Processor cores to use; all if not given.
         resume: Go on with what an interrupted run has left.
         overwrite: Replace existing outputs.
+        decided: What is kept of an earlier run, whatever preset and model card say.
     """
 
     scene: str
@@ -82,6 +102,7 @@ class MapOptions:
     models: tuple[str, ...] = ()
     prob: Path | None = None
     density: Path | None = None
+    stac: Path | None = None
     threshold: float | None = None
     preset: str = "balanced"
     min_area: float | None = None
@@ -98,6 +119,7 @@ class MapOptions:
     workers: int | None = None
     resume: bool = False
     overwrite: bool = False
+    decided: Decided = Decided()
 
 
 @dataclass(frozen=True)
@@ -128,7 +150,7 @@ def decide(options: MapOptions, cards: Sequence[Card]) -> Settings:
     tuned = [c.thresholds[preset.threshold] for c in cards]
     threshold = sum(tuned) / len(tuned) if options.threshold is None else options.threshold
     params, notes = _crf(options, cards[0], threshold)
-    return Settings(
+    found = Settings(
         threshold=threshold,
         min_area=preset.min_area if options.min_area is None else options.min_area,
         min_slope=preset.min_slope if options.min_slope is None else options.min_slope,
@@ -139,6 +161,7 @@ def decide(options: MapOptions, cards: Sequence[Card]) -> Settings:
         crf=params,
         notes=notes,
     )
+    return replace(found, **options.decided.settings)
 
 
 def _crf(options: MapOptions, card: Card, threshold: float) -> tuple[CrfParams | None, tuple[str, ...]]:

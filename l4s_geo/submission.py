@@ -24,7 +24,8 @@ from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.normalize import Normalizer, RobustStats
 from l4s_geo.progress import Progress
-from l4s_geo.results import Clock, MapResult, versions
+from l4s_geo.record import origin, versions
+from l4s_geo.results import Clock, MapResult
 from l4s_geo.settings import MapOptions, agree, decide, normalizer_for
 
 #: Archive in a folder of masks.
@@ -97,6 +98,7 @@ def predict_patches(options: PatchOptions, progress: Progress) -> MapResult:
         figures = _map(patches, normalizer, ensemble, settings.threshold, batch, write, progress)
         summary = {"out": str(options.out), **figures, "threshold": settings.threshold, "notes": _notes(len(patches))}
         record = {
+            "record": origin("predict-patches"),
             "versions": versions(),
             "inputs": {"folder": str(options.folder), "split": options.split, "patches": len(patches)},
             "models": [

@@ -26,7 +26,7 @@ from l4s_geo.models import registry
 from l4s_geo.models.card import Card, Network
 from l4s_geo.polygonize import PolygonizeOptions
 from l4s_geo.progress import Progress
-from l4s_geo.settings import MapOptions
+from l4s_geo.settings import Decided, MapOptions
 
 COMMAND = Path(sys.executable).parent / "l4s-map"
 HEAVY = {"torch", "numpy", "rasterio", "geopandas", "shapely", "scipy", "pyproj", "rich"}
@@ -132,15 +132,15 @@ def test_a_mistyped_verb_is_not_taken_for_a_scene(word: str, hint: str, mapped: 
 
 @pytest.mark.parametrize(("verb", "options"), [("map", MapOptions), ("polygonize", PolygonizeOptions)])
 def test_options_of_the_command_are_those_of_the_library(verb: str, options: Any) -> None:
-    fields = {f.name for f in dataclasses.fields(options)}
-    assert {p.name for p in command(verb).params} - {"as_json", "quiet", "verbose"} == fields
+    fields = {f.name for f in dataclasses.fields(options)} - {"decided"}  # by a record
+    assert {p.name for p in command(verb).params} - {"as_json", "quiet", "verbose", "record"} == fields
 
 
 def test_every_map_option_arrives(mapped: list[Any]) -> None:
     text = (
         "s.tif --out o.fgb --dem d.tif --slope s2.tif --bands B4,B3,B2 --units byte --s2-offset -1000 --no-scl "
         "--model a --model b --prob p.tif --threshold 0.4 --preset recall --min-area 900 --max-hole 50 --simplify 5 "
-        "--aoi a.gpkg --mask m.tif --mask l.shp --density e.tif --min-slope 4 "
+        "--aoi a.gpkg --mask m.tif --mask l.shp --density e.tif --min-slope 4 --stac i.json "
         "--overlap 0.25 --no-tta --crf --normalize model --device cuda:1 --dtype bf16 --batch-size 4 "
         "--workers 3 --resume --overwrite"
     )
@@ -151,7 +151,8 @@ def test_every_map_option_arrives(mapped: list[Any]) -> None:
         "preset": "recall", "min_area": 900, "max_hole": 50, "simplify": 5, "overlap": 0.25, "tta": False,
         "crf": True, "normalize": "model", "device": "cuda:1", "dtype": "bf16", "batch_size": 4,
         "workers": 3, "resume": True, "overwrite": True, "aoi": "a.gpkg", "masks": ("m.tif", "l.shp"),
-        "density": Path("e.tif"), "min_slope": 4, "s2_offset": "-1000", "scl": False,
+        "density": Path("e.tif"), "stac": Path("i.json"), "decided": dataclasses.asdict(Decided()),
+        "min_slope": 4, "s2_offset": "-1000", "scl": False,
     }  # fmt: skip
 
 
