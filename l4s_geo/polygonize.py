@@ -16,6 +16,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from l4s_geo.command import command_line
 from l4s_geo.errors import InputError, reason
 from l4s_geo.masks import Limited, nothing_left, open_limits
 from l4s_geo.progress import Progress
@@ -55,6 +56,8 @@ class PolygonizeOptions:
     aoi: str | None = None
     masks: tuple[str, ...] = ()
     density: Path | None = None
+    report: Path | None = None
+    quicklook: Path | None = None
     overwrite: bool = False
 
 
@@ -120,7 +123,7 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         InputError: It is no probability raster, or has no threshold of its own and none was given.
         OutputError: The output cannot be written.
     """
-    clock, wanted = Clock(), Outputs(options.out, density=options.density)
+    clock, wanted = Clock(), Outputs(options.out, None, options.density, options.report, options.quicklook)
     check_outputs(wanted, options.overwrite)
     with (
         limited_cache(),
@@ -181,6 +184,7 @@ def _provenance(
 ) -> dict[str, Any]:
     return {
         "versions": versions(),
+        "command": command_line("polygonize", "prob", options),
         "inputs": input_files(
             prob=options.prob, dem=options.dem, slope=options.slope, aoi=options.aoi, masks=options.masks
         ),

@@ -53,6 +53,8 @@ class Outputs:
     out: Path
     prob: Path | None = None
     density: Path | None = None
+    report: Path | None = None
+    quicklook: Path | None = None
 
     def asked(self) -> dict[str, Path]:
         """Those that are asked for, by option."""
@@ -60,7 +62,12 @@ class Outputs:
 
 
 #: What outputs beside the polygons may be called.
-EXTENSIONS = {"--prob": outputs.RASTER_EXTENSIONS, "--density": outputs.RASTER_EXTENSIONS}
+EXTENSIONS = {
+    "--prob": outputs.RASTER_EXTENSIONS,
+    "--density": outputs.RASTER_EXTENSIONS,
+    "--report": (".html", ".htm"),
+    "--quicklook": (".png", ".jpg", ".jpeg"),
+}
 
 
 class Product(Protocol):
@@ -135,10 +142,23 @@ def check_outputs(
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
 
 
-def products_for(wanted: Outputs, raster: Layered) -> Iterator[Product]:
-    """What makes the files beside the polygons that are wanted."""
+def products_for(
+    wanted: Outputs, raster: Layered, scene: Scene | None = None, before: Scene | None = None
+) -> Iterator[Product]:
+    """What makes the files beside the polygons that are wanted.
+
+    Args:
+        wanted: All outputs.
+        raster: Of probabilities.
+        scene: Whose image is shown.
+        before: Likewise before the event.
+    """
     if wanted.density is not None:
         yield Density(wanted.density, raster, LAYERS[0])
+    if wanted.report is not None or wanted.quicklook is not None:
+        from l4s_geo.report.product import Report
+
+        yield Report(raster, LAYERS[0], page=wanted.report, quicklook=wanted.quicklook, scene=scene, before=before)
 
 
 def check_slope(min_slope: float | None, bands: Container[str]) -> None:

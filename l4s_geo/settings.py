@@ -51,6 +51,8 @@ class MapOptions:
         models: Names or directories; none means the bundled ensemble.
         prob: Probability raster to write.
         density: Raster of landslide area per square kilometre to write.
+        report: Page to write, HTML.
+        quicklook: Picture to write, PNG or JPEG.
         threshold: Probability from which on a pixel is landslide.
         preset: Name in ``PRESETS``.
         min_area: Smallest landslide, m2.
@@ -82,6 +84,8 @@ class MapOptions:
     models: tuple[str, ...] = ()
     prob: Path | None = None
     density: Path | None = None
+    report: Path | None = None
+    quicklook: Path | None = None
     threshold: float | None = None
     preset: str = "balanced"
     min_area: float | None = None

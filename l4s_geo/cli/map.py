@@ -13,6 +13,7 @@ from l4s_geo.cli.options import (
     libraries,
     limit_options,
     map_options,
+    picture_options,
     polygon_options,
     report_options,
     reporting,
@@ -33,6 +34,7 @@ from l4s_geo.cli.options import (
 @limit_options
 @click.option("--prob", type=FILE, help="Also write the probabilities, as a Cloud-Optimized GeoTIFF.")
 @click.option("--density", type=FILE, help="Also write landslide area per km2, in cells of 1 km, as a GeoTIFF.")
+@picture_options
 @map_options
 @polygon_options
 @device_options
