@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import tracemalloc
 from contextlib import ExitStack
 from html.parser import HTMLParser
@@ -194,9 +193,9 @@ def draw(d, unit):
         if kind == "M":
             at = np.array([int(x), int(y)])
         elif kind == "l":
-            at = at + [int(x), int(y)]
+            at = at + np.array([int(x), int(y)])
         else:
-            at = at + ([int(x), 0] if kind == "h" else [0, int(x)])
+            at = at + (np.array([int(x), 0]) if kind == "h" else np.array([0, int(x)]))
         points.append(at)
     return np.array(points) * unit
 
@@ -220,7 +219,6 @@ def test_landslides_pictures_and_coordinates_lie_over_each_other(tmp_path, name)
     assert len(images) == 5  # before, after, probability, density, what was not seen
     largest = max(page.data["rows"], key=lambda row: row[1])
     corners = outlines(page)[largest[0]]
-    rows, columns, _ = PLACES[0]
     for image in images[:2]:
         a, b, c, d, e, f = map(float, re.search(r"matrix\((.*)\)", image["transform"])[1].split())
         there = [(a * x + c * y + e, b * x + d * y + f) for x, y in ((30, 20), (60, 20), (60, 50), (30, 50))]
