@@ -136,6 +136,8 @@ def map_batch(
     extension: str = ".gpkg",
     prob: bool = False,
     density: bool = False,
+    report: bool = False,
+    quicklook: bool = False,
     source: Source | None = None,
 ) -> Iterator[Outcome]:
     """Map scenes one after another; the networks are loaded once.
@@ -148,6 +150,8 @@ def map_batch(
         extension: Of the results.
         prob: Write the probabilities too.
         density: Write landslide area per square kilometre too.
+        report: Write a page about each scene too.
+        quicklook: Draw each scene too.
         source: Where the probabilities are computed; by this process if not given.
 
     Yields:
@@ -172,6 +176,8 @@ def map_batch(
             out=result,
             prob=out / f"{job.name}.tif" if prob else None,
             density=out / f"{job.name}-density.tif" if density else None,
+            report=out / f"{job.name}.html" if report else None,
+            quicklook=out / f"{job.name}.png" if quicklook else None,
             dem=job.dem or options.dem,
             slope=job.slope or options.slope,
         )

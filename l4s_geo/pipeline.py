@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from l4s_geo import crf
+from l4s_geo.command import command_line
 from l4s_geo.inference import Rows
 from l4s_geo.journal import Journal, journal, stamp
 from l4s_geo.masks import Limits, nothing_left
@@ -69,7 +70,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
         OutputError: An output cannot be written; what was there before is untouched.
     """
     clock, source = Clock(), source or Here()
-    wanted = Outputs(options.out, options.prob, options.density, options.stac)
+    wanted = Outputs.of(options)
     check_outputs(wanted, options.overwrite)
     models = tuple(registry.find(name) for name in options.models or (registry.DEFAULT,))
     card = agree([m.card for m in models])
@@ -96,7 +97,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                 if settings.crf is not None:
                     with clock.stage("crf"):
                         _refine(scene, plan.normalizer, raster, settings.crf, options.workers, progress)
-                products = [*products_for(wanted, raster)]
+                products = [*products_for(wanted, raster, scene)]
                 shared = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
                 with clock.stage("polygons"):
                     found = vectorize(
@@ -229,6 +230,7 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, seen: float) -> dict[s
         "record": origin("map") | {"repeats": options.decided.record},
         "versions": versions(),
         "options": {k: v for k, v in asdict(options).items() if k not in hidden},
+        "command": command_line("map", "scene", options),
         "scene": {
             "name": scene.name,
             "date": scene.date,

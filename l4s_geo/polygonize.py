@@ -16,6 +16,7 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from l4s_geo.command import command_line
 from l4s_geo.errors import InputError, reason
 from l4s_geo.masks import Limited, nothing_left, open_limits
 from l4s_geo.progress import Progress
@@ -54,6 +55,8 @@ class PolygonizeOptions:
     aoi: str | None = None
     masks: tuple[str, ...] = ()
     density: Path | None = None
+    report: Path | None = None
+    quicklook: Path | None = None
     overwrite: bool = False
 
 
@@ -119,7 +122,10 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         InputError: It is no probability raster, or has no threshold of its own and none was given.
         OutputError: The output cannot be written.
     """
-    clock, wanted = Clock(), Outputs(options.out, density=options.density)
+    clock, wanted = (
+        Clock(),
+        Outputs(options.out, density=options.density, report=options.report, quicklook=options.quicklook),
+    )
     check_outputs(wanted, options.overwrite)
     with (
         limited_cache(),
@@ -149,7 +155,7 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         progress.finish()
         if limits and not layers.seen_share:
             raise nothing_left(str(options.prob), options.aoi, options.masks)
-        record = _provenance(raster, settings, made, layers.seen_share) | {"inputs": described.result()}
+        record = _provenance(options, raster, settings, made, layers.seen_share) | {"inputs": described.result()}
         notes = [*limits.notes, *slope_notes(settings["min_slope"], terrain)]
         return write_all(wanted, layers, record | {"notes": notes}, clock, products=products)
 
@@ -175,11 +181,12 @@ def _threshold(options: PolygonizeOptions, raster: ProbabilityRaster) -> float:
 
 
 def _provenance(
-    raster: ProbabilityRaster, settings: dict[str, float], made: dict[str, Any], seen: float
+    options: PolygonizeOptions, raster: ProbabilityRaster, settings: dict[str, float], made: dict[str, Any], seen: float
 ) -> dict[str, Any]:
     return {
         "record": origin("polygonize"),
         "versions": versions(),
+        "command": command_line("polygonize", "prob", options),
         "settings": settings,
         "area_m2": ground_area(raster.grid),
         "seen_share": round(seen, 6),

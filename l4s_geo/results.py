@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import geopandas as gpd
 import numpy as np
@@ -54,6 +54,14 @@ class Outputs:
     prob: Path | None = None
     density: Path | None = None
     stac: Path | None = None
+    report: Path | None = None
+    quicklook: Path | None = None
+
+    @classmethod
+    def of(cls, options: object) -> Self:
+        """Those that the options of ``map`` name."""
+        given: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(cls)}
+        return cls(**given)
 
     def asked(self) -> dict[str, Path]:
         """Those that are asked for, by option."""
@@ -70,7 +78,13 @@ class Outputs:
 
 
 #: What outputs beside the polygons may be called.
-EXTENSIONS = {"--prob": outputs.RASTER_EXTENSIONS, "--density": outputs.RASTER_EXTENSIONS, "--stac": (".json",)}
+EXTENSIONS = {
+    "--prob": outputs.RASTER_EXTENSIONS,
+    "--density": outputs.RASTER_EXTENSIONS,
+    "--stac": (".json",),
+    "--report": (".html", ".htm"),
+    "--quicklook": (".png", ".jpg", ".jpeg"),
+}
 
 
 class Product(Protocol):
@@ -150,10 +164,23 @@ def check_outputs(
         raise OutputError(f"{model} exists, where the item of the model goes. Give --overwrite, or another --stac.")
 
 
-def products_for(wanted: Outputs, raster: Layered) -> Iterator[Product]:
-    """What makes the files beside the polygons that are wanted."""
+def products_for(
+    wanted: Outputs, raster: Layered, scene: Scene | None = None, before: Scene | None = None
+) -> Iterator[Product]:
+    """What makes the files beside the polygons that are wanted.
+
+    Args:
+        wanted: All outputs.
+        raster: Of probabilities.
+        scene: Whose image is shown.
+        before: Likewise before the event.
+    """
     if wanted.density is not None:
         yield Density(wanted.density, raster, LAYERS[0])
+    if wanted.report is not None or wanted.quicklook is not None:
+        from l4s_geo.report.product import Report
+
+        yield Report(raster, LAYERS[0], page=wanted.report, quicklook=wanted.quicklook, scene=scene, before=before)
 
 
 def check_slope(min_slope: float | None, bands: Container[str]) -> None:

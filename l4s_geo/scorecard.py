@@ -15,6 +15,7 @@ from l4s_geo.details import BETAS, DOUBTS, SIZE_NAMES, Details, number
 from l4s_geo.errors import OutputError
 from l4s_geo.evaluate import Evaluation
 from l4s_geo.outputs import atomic, check_output, writing
+from l4s_geo.report.html import document
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,18 +24,6 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 DPI = 120
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1000px; margin: 2em auto; padding: 0 1em; }
-h1, h2 { line-height: 1.2; overflow-wrap: anywhere; } h2 { margin-top: 2em; border-bottom: 1px solid #bbb; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: #444; } th, td { border: 1px solid #bbb; padding: .25em .6em; text-align: right; }
-th { background: #eee; } th[scope=row] { text-align: left; } small { color: #444; white-space: nowrap; }
-figure { margin: 1em 0; } img { max-width: 100%; } figcaption, dd { color: #444; font-size: .92em; }
-dt { font-weight: bold; } dd { margin: 0 0 .4em 1em; }
-@media print { body { max-width: none; margin: 0; font-size: 11pt; } figure, table { break-inside: avoid; }
-  h2 { break-after: avoid; } table { font-size: .85em; } * { print-color-adjust: exact; } }
-"""
 
 _RULES = {
     "95 % intervals": "in brackets: percentiles of a bootstrap that draws blocks of 128 x 128 pixels (Efron 1979). An "
@@ -88,7 +77,7 @@ def write_page(path: Path, found: Evaluation) -> None:
         OutputError: It cannot be written. What was there before is untouched.
     """
     with atomic(path) as temporary, writing(path):
-        temporary.write_text("\n".join(_page(found.to_dict(), curves_png(found))) + "\n", encoding="utf-8")
+        temporary.write_text(_page(found.to_dict(), curves_png(found)), encoding="utf-8")
 
 
 def write_curves(path: Path, found: Evaluation) -> None:
@@ -208,11 +197,12 @@ def _risk(ax: Axes, details: Details, threshold: float) -> None:
     ax.legend(fontsize=8)
 
 
-def _page(facts: Mapping[str, Any], curves: bytes) -> Iterator[str]:
-    title = escape(f"{_name(facts['pred'])} against {_name(facts['truth'])}")
-    yield '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>{title}</title><style>{_STYLE}</style></head><body><main><h1>{title}</h1>"
+def _page(facts: Mapping[str, Any], curves: bytes) -> str:
+    title = f"{_name(facts['pred'])} against {_name(facts['truth'])}"
+    return document(title, ["<main>", f"<h1>{escape(title)}</h1>", *_sections(facts, curves), "</main>"])
+
+
+def _sections(facts: Mapping[str, Any], curves: bytes) -> Iterator[str]:
     yield (
         f"<p>Mapped from a probability of {facts['threshold']:g} on. Grid: {escape(facts['grid'])}, rows "
         f"{facts['rows'][0]} to {facts['rows'][1] - 1}. {facts['counts']['tp'] + facts['counts']['fn']:,} pixels of "
@@ -228,7 +218,7 @@ def _page(facts: Mapping[str, Any], curves: bytes) -> Iterator[str]:
         yield from _probabilities(facts)
     yield "<h2>What the figures mean</h2><dl>"
     yield "".join(f"<dt>{escape(name)}</dt><dd>{escape(rule)}</dd>" for name, rule in _RULES.items())
-    yield "</dl></main></body></html>"
+    yield "</dl>"
 
 
 def _headline(facts: Mapping[str, Any]) -> Iterator[str]:

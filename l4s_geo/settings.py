@@ -70,6 +70,8 @@ class MapOptions:
         prob: Probability raster to write.
         density: Raster of landslide area per square kilometre to write.
         stac: STAC item to write, which describes the other outputs.
+        report: Page to write, HTML.
+        quicklook: Picture to write, PNG or JPEG.
         threshold: Probability from which on a pixel is landslide.
         preset: Name in ``PRESETS``.
         min_area: Smallest landslide, m2.
@@ -103,6 +105,8 @@ class MapOptions:
     prob: Path | None = None
     density: Path | None = None
     stac: Path | None = None
+    report: Path | None = None
+    quicklook: Path | None = None
     threshold: float | None = None
     preset: str = "balanced"
     min_area: float | None = None

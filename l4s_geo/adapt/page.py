@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from l4s_geo.report.html import document
+
 #: By sign, its name and what it tells.
 SIGNS = {
     "share": ("mapped", "Part of the ground that is mapped as landslide. It should not jump from round to round."),
@@ -33,18 +35,9 @@ SIGNS = {
 FIGURES = {"precision": "precision", "recall": "recall", "f1": "F1"}
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-h1, h2 { line-height: 1.2; overflow-wrap: anywhere; } h2 { margin-top: 2em; border-bottom: 1px solid #bbb; }
-table { border-collapse: collapse; margin: 1em 0; font-variant-numeric: tabular-nums; }
-th, td { border: 1px solid #bbb; padding: .25em .6em; text-align: right; vertical-align: top; }
-th { background: #eee; } .text { text-align: left; overflow-wrap: anywhere; }
 tr.kept td { background: #e3f0fa; font-weight: bold; } tr.refused td { color: #555; font-style: italic; }
 .verdict { border-left: .5em solid #0072b2; background: #e3f0fa; padding: .6em 1em; font-size: 1.1em; }
 .verdict.not { border-color: #d55e00; background: #fbe9de; }
-figure { margin: 1em 0; } img { max-width: 100%; } figcaption, dd, .note { color: #444; font-size: .92em; }
-dt { font-weight: bold; } dd { margin: 0 0 .4em 1em; }
-@media print { body { max-width: none; margin: 0; font-size: 11pt; } figure, table { break-inside: avoid; }
-  h2 { break-after: avoid; } table { font-size: .85em; } * { print-color-adjust: exact; } }
 """
 
 
@@ -65,14 +58,11 @@ def page(facts: dict[str, Any], curves: Picture, shown: Mapping[str, Sequence[Pi
         curves: Over the rounds.
         shown: Pictures and remarks by target.
     """
-    return "\n".join(_lines(facts, curves, shown)) + "\n"
+    title = f"Adaptation of {facts['model']}"
+    return document(title, [f"<h1>{escape(title)}</h1>", *_lines(facts, curves, shown)], style=_STYLE)
 
 
 def _lines(facts: dict[str, Any], curves: Picture, shown: Mapping[str, Sequence[Picture | str]]) -> Iterator[str]:
-    title = escape(f"Adaptation of {facts['model']}")
-    yield '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
     yield from _verdict(facts)
     yield from _rounds(facts)
     yield _figure(curves)
@@ -80,7 +70,6 @@ def _lines(facts: dict[str, Any], curves: Picture, shown: Mapping[str, Sequence[
     for name, pictures in shown.items():
         yield from _target(name, facts["targets"][name], facts["adapted"], pictures)
     yield from _asked(facts)
-    yield "</body></html>"
 
 
 def _figure(picture: Picture) -> str:

@@ -47,6 +47,8 @@ def part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, i
 )
 @click.option("--prob", is_flag=True, help="Also write the probabilities of each scene, NAME.tif.")
 @click.option("--density", is_flag=True, help="Also write landslide area per km2 of each scene, NAME-density.tif.")
+@click.option("--report", is_flag=True, help="Also write a page about each scene, NAME.html.")
+@click.option("--quicklook", is_flag=True, help="Also draw each scene with its landslides, NAME.png.")
 @click.option(
     "--split",
     callback=part,
@@ -74,6 +76,8 @@ def command(
     extension: str,
     prob: bool,
     density: bool,
+    report: bool,
+    quicklook: bool,
     split: tuple[int, int],
     ray: str | None,
     quiet: bool,
@@ -105,7 +109,16 @@ def command(
             from l4s_geo.cluster import on_ray
         with on_ray(ray) if ray else nullcontext() as source:
             batch = map_batch(
-                jobs, out, wanted, progress, extension=f".{extension}", prob=prob, density=density, source=source
+                jobs,
+                out,
+                wanted,
+                progress,
+                extension=f".{extension}",
+                prob=prob,
+                density=density,
+                report=report,
+                quicklook=quicklook,
+                source=source,
             )
             outcomes = list(batch)
     emit({"scenes": [o.to_dict() for o in outcomes]}, table(outcomes), as_json)

@@ -15,6 +15,7 @@ from l4s_geo.cli.options import (
     libraries,
     limit_options,
     map_options,
+    picture_options,
     polygon_options,
     report_options,
     reporting,
@@ -60,6 +61,7 @@ def read(ctx: click.Context, param: click.Parameter, value: Path | None) -> Reco
 @click.option("--prob", type=FILE, help="Also write the probabilities, as a Cloud-Optimized GeoTIFF.")
 @click.option("--density", type=FILE, help="Also write landslide area per km2, in cells of 1 km, as a GeoTIFF.")
 @click.option("--stac", type=FILE, help="Also write a STAC item (.json) that describes the outputs, and the model's.")
+@picture_options
 @map_options
 @polygon_options
 @device_options

@@ -160,6 +160,22 @@ def polygon_options(command: F) -> F:
     return command
 
 
+def picture_options(command: F) -> F:
+    """What shows a map to people."""
+    for option in (
+        click.option(
+            "--quicklook", type=FILE, help="Also draw the image with the landslides, as a .png or .jpg to pass on."
+        ),
+        click.option(
+            "--report",
+            type=FILE,
+            help="Also write a page with a map to move in, figures and warnings: one .html file that needs no network.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def device_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Accept ``auto``, ``cpu``, ``cuda``, ``cuda:N`` and several of the last."""
     if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+(,cuda:\d+)*", value):

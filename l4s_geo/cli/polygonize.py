@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from l4s_geo.cli.options import FILE, emit, limit_options, polygon_options, report_options, reporting
+from l4s_geo.cli.options import FILE, emit, limit_options, picture_options, polygon_options, report_options, reporting
 
 
 @click.command("polygonize")
@@ -16,6 +16,7 @@ from l4s_geo.cli.options import FILE, emit, limit_options, polygon_options, repo
 @click.option("--slope", metavar="RASTER", help="Slope in degrees; derived from --dem if not given.")
 @limit_options
 @click.option("--density", type=FILE, help="Also write landslide area per km2, in cells of 1 km, as a GeoTIFF.")
+@picture_options
 @polygon_options
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @report_options

@@ -1,0 +1,48 @@
+"""The command line that stands for options."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any
+
+#: Options whose name is not that of their field, because they can be repeated.
+REPEATED = {"masks": "--mask", "models": "--model"}
+
+#: What says how a run goes on, not what it makes.
+PASSING = ("resume", "overwrite")
+
+
+def command_line(verb: str, argument: str, options: Any) -> str:
+    """A command that makes the same again, as it is typed in a shell.
+
+    Args:
+        verb: Such as ``map``.
+        argument: Field that is given without a name.
+        options: Dataclass whose fields have the names of the options; those that are as they would be are left out.
+    """
+    words = ["l4s-map", verb, str(getattr(options, argument))]
+    for field in fields(options):
+        if field.name not in (argument, *PASSING):
+            words.extend(_option(field, getattr(options, field.name)))
+    return shlex.join(words)
+
+
+def _option(field: Field[Any], value: Any) -> Iterator[str]:
+    if field.default is not MISSING and value == field.default:
+        return
+    if field.name == "decided":  # by the record of an earlier run
+        yield from ("--from", str(value.record))
+        return
+    name = REPEATED.get(field.name, f"--{field.name.replace('_', '-')}")
+    if isinstance(value, bool):
+        yield name if value else f"--no-{name.removeprefix('--')}"
+    elif field.name in REPEATED:
+        for each in value:
+            yield from (name, str(each))
+    elif isinstance(value, tuple):
+        yield from (name, ",".join(map(str, value)))
+    elif value is not None:
+        yield from (name, str(value) if isinstance(value, (str, Path)) else repr(value))

@@ -1,0 +1,87 @@
+"""What a reader of a map should be told about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from l4s_geo.report.landslides import AGREED, Landslides
+
+#: Shares from which on something is worth a warning.
+SEEN, MAPPED, CUT, DIVIDED, UNSURE = 0.9, 0.2, 0.2, 0.3, 0.3
+
+#: What the figures mean.
+RULES = {
+    "Landslide": "An area whose pixels reach the threshold of probability, is larger than the least area, and was kept "
+    "by the limits named above. Nobody has checked it. Old scars, quarries, river beds, roads and bare fields can look "
+    "the same.",
+    "Of the ground that was seen": "Mapped area, divided by the area that was neither without data nor hidden.",
+    "Probability": "The model's own opinion. In a region unlike those that it learnt from it can be sure and wrong: "
+    "compare with the image, and measure with l4s-map evaluate where you have outlines that you trust.",
+    "Size distribution": "How many landslides there are by area. Small ones are missed more often than large ones, and "
+    "neighbours that touch are counted as one, so the left end is too low.",
+    "Density of landslides": "Mapped area in cells of 1 km, divided by the ground of the cell that was seen.",
+}
+
+
+def warnings(summary: Mapping[str, Any], landslides: Landslides) -> list[str]:
+    """What can mislead a reader of this very map.
+
+    Args:
+        summary: What is said at the end of a run.
+        landslides: All were added.
+    """
+    count, found = landslides.count, []
+    if not count:
+        found.append(
+            "No landslide was found. That can mean that there are none, that they are too small, or that the model "
+            "does not know such ground. Look at the probabilities, and try --preset recall."
+        )
+    if summary["seen_share"] < SEEN:
+        found.append(
+            f"Only {summary['seen_share']:.0%} of the scene was seen. Where it is hatched nothing could be found, and "
+            "totals are too low by what lies there."
+        )
+    if summary["landslide_share"] > MAPPED:
+        found.append(
+            f"{summary['landslide_share']:.0%} of the ground is mapped as landslide, which is more than even strong "
+            "earthquakes cause. Check units, band order and the image."
+        )
+    cut = landslides.flags["edge"]["true"]
+    if count and cut / count > CUT:
+        found.append(
+            f"{cut / count:.0%} of the landslides touch the edge of what was seen and may go on beyond it: their areas "
+            "are too small."
+        )
+    if count and landslides.divided / count > DIVIDED:
+        found.append(
+            f"On {landslides.divided / count:.0%} of the landslides the networks do not agree well (agreement below "
+            f"{AGREED:g}). Look at these first: sort the list by agreement."
+        )
+    probable = landslides.counts["prob_mean"]
+    near = probable[: int(min(summary["threshold"] + 0.1, 1) * len(probable) + 1e-9)].sum()
+    if count and near / count > UNSURE:
+        found.append(
+            f"{near / count:.0%} of the landslides are hardly more probable than the threshold "
+            f"({summary['threshold']:.2g}). A slightly different threshold gives a different map."
+        )
+    old = landslides.flags["new"]["no"]
+    if old:
+        found.append(f"{old:,} of the landslides were there in the image before. They are not of this event.")
+    return found
+
+
+def notes(record: Mapping[str, Any]) -> list[str]:
+    """Notes of the run as sentences, and what holds for every map."""
+    said = [_sentence(str(note)) for note in record.get("notes", [])]
+    return [
+        *said,
+        "The outlines were drawn by a computer and nobody has checked them. Before you act on one, look at it in the "
+        "image, and in an image from before the event.",
+        "Nothing found does not mean safe ground: landslides below trees, in shadow, or narrower than about two "
+        "pixels are not seen from space.",
+    ]
+
+
+def _sentence(note: str) -> str:
+    return note[:1].upper() + note[1:] + ("" if note.endswith((".", "!", "?")) else ".")
