@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from l4s_geo import __version__, outputs
+from l4s_geo import __version__, outputs, qgis, qml
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.polygons import Block, scene_polygons
@@ -61,6 +61,9 @@ class Outputs:
 
 #: What outputs beside the polygons may be called.
 EXTENSIONS = {"--prob": outputs.RASTER_EXTENSIONS, "--density": outputs.RASTER_EXTENSIONS}
+
+#: What QGIS draws outputs in, or a raster that shares their style file.
+RAMPS = {"--out": qml.PROBABILITY, "--prob": qml.PROBABILITY, "--density": qml.DENSITY}
 
 
 class Product(Protocol):
@@ -133,6 +136,10 @@ def check_outputs(
             raise OutputError(f"{path} is an input and would be lost. Give {option} another name.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
+    rasters = [asked[option] for option in ("--prob", "--density") if option in asked]
+    if len({qgis.style_path(path) for path in rasters}) < len(rasters):
+        shared = qgis.style_path(rasters[0])
+        raise OutputError(f"--prob and --density would share their colours in {shared}. Give one another name.")
 
 
 def products_for(wanted: Outputs, raster: Layered) -> Iterator[Product]:
@@ -316,13 +323,17 @@ def write_all(
     Raises:
         OutputError: One cannot be written; all are then as they were before.
     """
-    areas = [np.empty(0)]
+    areas, fields = [np.empty(0)], set[str]()
 
     def measured() -> Iterator[gpd.GeoDataFrame]:
         for part in layers.landslides:
             areas.append(part["area_m2"].to_numpy())
+            fields.update(part.columns)
             yield part
 
+    styles = _styles(wanted)
+    kept = {path for path in styles if qgis.is_foreign(path)}
+    record = record | {"notes": [*record["notes"], *map(_kept_style, sorted(kept))]}
     with ExitStack() as until:
         with clock.stage("writing"):
             if wanted.prob is not None and raster is not None:
@@ -335,7 +346,22 @@ def write_all(
         for path in wanted.asked().values():
             made = record | {"output": path.name, "result": summary}
             outputs.write_provenance(path.with_name(path.name + ".json"), made, until=until)
+        for path in styles.keys() - kept:
+            outputs.write_text(path, qgis.style_file(fields, styles[path]), until=until)
     return MapResult(summary, _message(summary))
+
+
+def _styles(wanted: Outputs) -> dict[Path, Sequence[qml.Stop]]:
+    """Style files to write, and how each draws a raster; a GeoPackage has its styles inside."""
+    return {
+        qgis.style_path(path): RAMPS[option]
+        for option, path in wanted.asked().items()
+        if option in RAMPS and path.suffix.lower() != ".gpkg"
+    }
+
+
+def _kept_style(path: Path) -> str:
+    return f"QGIS takes the colours from {path}, which l4s-map did not write and so did not replace; delete it for others"
 
 
 def _summary(areas: NDArray[np.float64], record: Mapping[str, Any], out: Path, clock: Clock) -> dict[str, Any]:

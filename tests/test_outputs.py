@@ -143,12 +143,16 @@ def test_style_classes_cover_every_probability_and_have_symbols(tmp_path: Path) 
     assert (bounds[0], bounds[-1]) == (0, 1)
     assert [high for _, high, _ in classes] == bounds[1:]
     assert [s.get("name") for s in root.iter("symbol")] == [symbol for *_, symbol in classes]
+    lightness = []
     for symbol in root.iter("symbol"):
         options = {o.get("name"): o.get("value") for o in symbol.iter("Option")}
-        red, green, blue, alpha = map(int, options["outline_color"].split(","))
-        assert red > 2 * max(green, blue)
+        *outline, alpha = map(int, options["outline_color"].split(","))
         assert alpha == 255
-        assert 0 < int(options["color"].split(",")[3]) < 255
+        *fill, alpha = map(int, options["color"].split(","))
+        assert fill == outline
+        assert 0 < alpha < 255
+        lightness.append(np.dot(fill, (0.2126, 0.7152, 0.0722)))
+    assert all(np.diff(lightness) < -20), "classes can be told apart without colour"
 
 
 def test_geopackage_without_not_seen_has_no_such_layer(tmp_path: Path) -> None:
