@@ -5,7 +5,7 @@ Scripts > Landslides. On a terminal:
 
     qgis_process run script:l4smap -- SCENE=scene.tif DEM=dem.tif OUT=landslides.gpkg COMMAND=/path/to/.venv/bin/l4s-map
 
-It needs QGIS 3.22 or newer and nothing else in QGIS's own Python: the networks run in the other environment.
+It needs QGIS 3.22 or newer (Python 3.9), and nothing else there: the networks run in the Python of ``l4s-map``.
 """
 
 from __future__ import annotations
@@ -401,9 +401,8 @@ def load_styled(out: str, context: QgsProcessingContext) -> None:
         wanted[f"{out}|layername=not_seen"] = QgsProcessingContext.LayerDetails(
             "Not seen", details.project, "", QgsProcessingUtils.LayerHint.Vector
         )
-    # One each: QGIS deletes it with the layer's entry
     polygons: list[QgsMapLayer] = []
-    processors[:] = [Styled(polygons) for _ in wanted]
-    for details, processor in zip(wanted.values(), processors, strict=True):
-        details.setPostProcessor(processor)
+    for details in wanted.values():
+        processors.append(Styled(polygons))  # one each: QGIS deletes it with the layer's entry
+        details.setPostProcessor(processors[-1])
     context.setLayersToLoadOnCompletion(wanted)

@@ -14,8 +14,13 @@ from xml.sax.saxutils import escape, quoteattr
 PALE, YELLOW, ORANGE, RED = "255,255,178", "254,204,92", "253,141,60", "189,0,38"
 BLUE, GREY = "8,69,148", "128,128,128"
 
-#: Classes of the landslides' mean probability: from, to, colour.
-CLASSES = ((0.0, 0.5, PALE), (0.5, 0.7, YELLOW), (0.7, 0.85, ORANGE), (0.85, 1.0, RED))
+#: Classes of the landslides' mean probability: from, to, fill, outline.
+CLASSES = (
+    (0.0, 0.5, PALE, "199,168,44"),
+    (0.5, 0.7, YELLOW, "217,142,20"),
+    (0.7, 0.85, ORANGE, "204,76,2"),
+    (0.85, 1.0, RED, "122,1,32"),
+)
 
 #: Says of landslides by the comparison with an earlier scene whether they are new; not every run has it.
 NEW = "new"
@@ -102,9 +107,12 @@ def landslides_qml(fields: Container[str], ramp: Sequence[Stop] = PROBABILITY) -
     """
     # Below 0 is what was there before
     by = f'if("{NEW}" = \'no\', -1, "prob_mean")' if NEW in fields else "prob_mean"
-    classes = [(low, high, f"probability {low:g} to {high:g}", _fill(colour)) for low, high, colour in CLASSES]
+    classes = [
+        (low, high, f"probability {low:g} to {high:g}", _outlined(outline, style="solid", color=f"{fill},130"))
+        for low, high, fill, outline in CLASSES
+    ]
     if NEW in fields:
-        classes.append((-1, -1, "not new: there before", _outline()))
+        classes.append((-1, -1, "not new: there before", _outlined(BLUE, "dash", style="no")))
     ranges = "".join(
         f'<range lower="{low}" upper="{high}" symbol="{i}" label={quoteattr(label)} render="true"/>'
         for i, (low, high, label, _) in enumerate(classes)
@@ -118,7 +126,7 @@ def landslides_qml(fields: Container[str], ramp: Sequence[Stop] = PROBABILITY) -
 
 def not_seen_qml() -> str:
     """Light grey, one symbol."""
-    symbol = _symbol(0, _fill(GREY, alpha=90, width="0.2"))
+    symbol = _symbol(0, _layer(style="solid", color=f"{GREY},90", outline_color=f"{GREY},160", outline_width="0.2"))
     return _document(_renderer('type="singleSymbol"', f"<symbols>{symbol}</symbols>"))
 
 
@@ -141,14 +149,11 @@ def _symbol(name: int, layers: str) -> str:
     return f'<symbol type="fill" name="{name}" alpha="1" clip_to_extent="1" force_rhr="0">{layers}</symbol>'
 
 
-def _fill(colour: str, *, alpha: int = 120, width: str = "0.35") -> str:
-    """Filled half transparent, and outlined in the same colour."""
-    return _layer(color=f"{colour},{alpha}", style="solid", outline_color=f"{colour},255", outline_width=width)
-
-
-def _outline() -> str:
-    """Outlined only, dashed."""
-    return _layer(style="no", outline_color=f"{BLUE},255", outline_style="dash", outline_width="0.35")
+def _outlined(colour: str, pen: str = "solid", **fill: str) -> str:
+    """A line on a white one, which is seen on forest, on bare ground and on paper."""
+    return _layer(outline_color="255,255,255,190", outline_width="0.5", **fill) + _layer(
+        style="no", outline_color=f"{colour},255", outline_style=pen, outline_width="0.25"
+    )
 
 
 def _layer(**options: str) -> str:

@@ -361,7 +361,7 @@ def _styles(wanted: Outputs) -> dict[Path, Sequence[qml.Stop]]:
 
 
 def _kept_style(path: Path) -> str:
-    return f"QGIS takes the colours from {path}, which l4s-map did not write and so did not replace; delete it for others"
+    return f"QGIS takes the colours from {path}, which l4s-map has not written and leaves as it is"
 
 
 def _summary(areas: NDArray[np.float64], record: Mapping[str, Any], out: Path, clock: Clock) -> dict[str, Any]:
