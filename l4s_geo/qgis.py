@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+
+import geopandas as gpd
 
 from l4s_geo import qml
 
@@ -59,8 +61,9 @@ def write_styles(path: Path, layers: Sequence[str]) -> None:
     """
     with closing(sqlite3.connect(path)) as database, database:
         fields = [name for _, name, *_ in database.execute("PRAGMA table_info(landslides)")]
+        old = qml.NEW in fields and database.execute(f"SELECT 1 FROM landslides WHERE {qml.NEW} = 'no'").fetchone()
         styles = {
-            "landslides": (qml.landslides_qml(fields), "By mean probability"),
+            "landslides": (qml.landslides_qml(bool(old)), "By mean probability"),
             "not_seen": (qml.not_seen_qml(), "Not seen: no data or cloud"),
         }
         database.execute(TABLE)
@@ -74,14 +77,14 @@ def style_path(path: Path) -> Path:
     return path.with_suffix(".qml")
 
 
-def style_file(fields: Container[str], ramp: Sequence[qml.Stop]) -> str:
-    """Text of a style file.
+def style_file(with_old: bool, ramp: Sequence[qml.Stop]) -> str:
+    """Text of a style file, as ``landslides_qml``."""
+    return MARK + qml.landslides_qml(with_old, ramp)
 
-    Args:
-        fields: Of the polygons beside it.
-        ramp: For the raster beside it.
-    """
-    return MARK + qml.landslides_qml(fields, ramp)
+
+def has_old(landslides: gpd.GeoDataFrame) -> bool:
+    """Whether some are known to have been there before."""
+    return qml.NEW in landslides and bool((landslides[qml.NEW] == "no").any())
 
 
 def is_foreign(path: Path) -> bool:

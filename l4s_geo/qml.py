@@ -6,7 +6,7 @@ The colours are ColorBrewer's YlOrRd, which readers with any colour vision can o
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
@@ -22,7 +22,7 @@ CLASSES = (
     (0.85, 1.0, RED, "122,1,32"),
 )
 
-#: Says of landslides by the comparison with an earlier scene whether they are new; not every run has it.
+#: Says of landslides by a comparison with an earlier scene whether they are new: yes, no, unknown, or nothing.
 NEW = "new"
 
 
@@ -95,23 +95,23 @@ probability [% format_number(prob_mean, 2) %]
 [% if(slope_mean is null, '', '<br>slope ' || format_number(slope_mean, 0) || '°') %]"""
 
 
-def landslides_qml(fields: Container[str], ramp: Sequence[Stop] = PROBABILITY) -> str:
+def landslides_qml(with_old: bool, ramp: Sequence[Stop] = PROBABILITY) -> str:
     """Graduated by ``prob_mean``; what is known to be old is outlined only.
 
     A raster is drawn by its first band and a ramp. Both are in one document because QGIS takes the style of a file
     from the ``.qml`` of its name without the extension, and ``map.shp`` and ``map.tif`` share that.
 
     Args:
-        fields: Of the table.
+        with_old: Some are known to be old, so that the legend says how these look.
         ramp: Of a raster.
     """
     # Below 0 is what was there before
-    by = f'if("{NEW}" = \'no\', -1, "prob_mean")' if NEW in fields else "prob_mean"
+    by = f'if("{NEW}" = \'no\', -1, "prob_mean")' if with_old else "prob_mean"
     classes = [
         (low, high, f"probability {low:g} to {high:g}", _outlined(outline, style="solid", color=f"{fill},130"))
         for low, high, fill, outline in CLASSES
     ]
-    if NEW in fields:
+    if with_old:
         classes.append((-1, -1, "not new: there before", _outlined(BLUE, "dash", style="no")))
     ranges = "".join(
         f'<range lower="{low}" upper="{high}" symbol="{i}" label={quoteattr(label)} render="true"/>'

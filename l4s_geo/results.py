@@ -323,12 +323,12 @@ def write_all(
     Raises:
         OutputError: One cannot be written; all are then as they were before.
     """
-    areas, fields = [np.empty(0)], set[str]()
+    areas, old = [np.empty(0)], [False]
 
     def measured() -> Iterator[gpd.GeoDataFrame]:
         for part in layers.landslides:
             areas.append(part["area_m2"].to_numpy())
-            fields.update(part.columns)
+            old.append(qgis.has_old(part))
             yield part
 
     styles = _styles(wanted)
@@ -347,7 +347,7 @@ def write_all(
             made = record | {"output": path.name, "result": summary}
             outputs.write_provenance(path.with_name(path.name + ".json"), made, until=until)
         for path in styles.keys() - kept:
-            outputs.write_text(path, qgis.style_file(fields, styles[path]), until=until)
+            outputs.write_text(path, qgis.style_file(any(old), styles[path]), until=until)
     return MapResult(summary, _message(summary))
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 from affine import Affine
@@ -26,7 +27,7 @@ import l4s_geo
 from l4s_geo.errors import OutputError
 from l4s_geo.outputs import write_vector
 from l4s_geo.raster import WorkRaster
-from l4s_geo.results import LAYERS, Clock, MapResult, Outputs, check_outputs, products_for, vectorize, write_all
+from l4s_geo.results import LAYERS, Clock, Layers, MapResult, Outputs, check_outputs, products_for, vectorize, write_all
 from l4s_geo.scene import Grid
 from tests.conftest import write_raster
 
@@ -147,11 +148,11 @@ def write(folder: Path, out: str, **others: str) -> MapResult:
         return write_all(wanted, layers, record, Clock(), raster=raster, products=products)
 
 
-def write_compared(path: Path) -> None:
-    """Landslides that were compared with an earlier scene: new, old, unknown."""
+def compared(new: list[str | None]) -> gpd.GeoDataFrame:
+    """Landslides that were compared with an earlier scene."""
     squares = [box(500_050 + 100 * i, 4_699_800, 500_130 + 100 * i, 4_699_900) for i in range(3)]
-    table = {"id": [1, 2, 3], "area_m2": 8000.0, "prob_mean": 0.9, "slope_mean": 20.4, "new": ["yes", "no", None]}
-    write_vector(path, [gpd.GeoDataFrame(table, geometry=squares, crs="EPSG:32654")])
+    table = {"id": [1, 2, 3], "area_m2": 8000.0, "prob_mean": 0.9, "slope_mean": 20.4, "new": pd.array(new, "string")}
+    return gpd.GeoDataFrame(table, geometry=squares, crs="EPSG:32654")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,8 @@ def maps(ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Map]:
     write_raster(folder / "image.tif", image, transform=TEN, photometric="RGB")
     write(folder, "a.gpkg", prob="prob.tif", density="density.tiff")
     write(folder, "b.gpkg", density="b.tif")
-    write_compared(folder / "new.gpkg")
+    write_vector(folder / "new.gpkg", [compared(["yes", "no", None])])
+    write_vector(folder / "none.gpkg", [compared(["yes", "unknown", None])])
     for extension in ("shp", "geojson", "fgb"):
         write(folder, f"{extension}.{extension}", prob=f"{extension}.tif")
     wanted = {
@@ -171,6 +173,7 @@ def maps(ask: Ask, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Map]:
         "density.tiff": ("density.tiff",),
         "b.gpkg b.tif": ("b.gpkg|layername=landslides", "b.gpkg|layername=not_seen", "b.tif"),
         "new.gpkg": ("new.gpkg|layername=landslides",),
+        "none.gpkg": ("none.gpkg|layername=landslides",),
         **{f"{e}.{e} {e}.tif": (f"{e}.{e}", f"{e}.tif") for e in ("shp", "geojson", "fgb")},
     }
     requests = [
@@ -258,8 +261,17 @@ def test_old_scars_are_outlined_only(maps: dict[str, Map]) -> None:
     assert drawn.layers[0]["legend"][-1] == "not new: there before"
     red = over(COLOURS[3], 130)
     assert [drawn.at(15, column) for column in (9, 19, 29)] == [like(red), like(GREEN), like(red)]
+    assert "not new: there before" not in maps["none.gpkg"].layers[0]["legend"]
+    assert maps["none.gpkg"].at(15, 19) == like(red)
     edge = [drawn.at(row, 15 + shift / 10) for row in range(12, 19) for shift in range(-3, 4)]
     assert max(blue - red for red, _, blue in edge) > 30, "the outline is there, and blue"
+
+
+@pytest.mark.parametrize("new", [["yes", "no", None], ["yes", "unknown", None]])
+def test_the_legend_of_other_formats_has_old_scars_where_there_are_some(tmp_path: Path, new: list[str | None]) -> None:
+    record = {"settings": {"threshold": 0.5}, "notes": [], "seen_share": 1.0, "area_m2": 1e6}
+    write_all(Outputs(tmp_path / "o.fgb"), Layers([compared(new)], [], 1.0), record, Clock())
+    assert ("not new: there before" in (tmp_path / "o.qml").read_text(encoding="utf-8")) == ("no" in new)
 
 
 def test_a_style_of_the_users_own_is_kept(tmp_path: Path) -> None:
