@@ -197,7 +197,8 @@ def write_vector(
             layers = {"landslides": landslides} | ({} if not_seen is None else {"not_seen": not_seen})
             for name, parts in layers.items():
                 for part in parts:
-                    _write_layer(temporary, driver, name, part, append=True)
+                    # Programs with a GDAL before 3.7 warn of newer versions
+                    _write_layer(temporary, driver, name, part, append=True, VERSION="1.3")
             write_styles(temporary, tuple(layers))
         else:
             whole = gpd.GeoDataFrame(pd.concat(landslides, ignore_index=True))
@@ -269,9 +270,17 @@ def write_provenance(path: Path, record: Mapping[str, Any], *, until: ExitStack 
     Raises:
         OutputError: It cannot be written. What was there before is untouched.
     """
-    text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n", until=until)
+
+
+def write_text(path: Path, text: str, *, until: ExitStack | None = None) -> None:
+    """Write a text in UTF-8.
+
+    Raises:
+        OutputError: It cannot be written. What was there before is untouched.
+    """
     with _place(path, until) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Styles that a GeoPackage carries in its ``layer_styles`` table, as QGIS writes and reads them."""
+"""Where QGIS looks for styles: the ``layer_styles`` table of a GeoPackage, and a ``.qml`` beside other files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-#: Classes of the landslides' mean probability: from, to, fill as red, green, blue, alpha.
-CLASSES = (
-    (0.0, 0.5, "255,237,160,90"),
-    (0.5, 0.7, "254,178,76,110"),
-    (0.7, 0.85, "252,78,42,130"),
-    (0.85, 1.0, "177,0,38,150"),
-)
+import geopandas as gpd
+
+from l4s_geo import qml
+
+#: By which a style file is known for one of ours: QGIS leaves it out when it saves another style.
+MARK = "<!-- Written by l4s-map, which replaces this file with the result that it belongs to. -->\n"
 
 #: The table as QGIS's OGR provider creates it.
 TABLE = """
@@ -60,58 +59,40 @@ def write_styles(path: Path, layers: Sequence[str]) -> None:
     Raises:
         sqlite3.Error: The file is not such a GeoPackage, or cannot be written.
     """
-    styles = {
-        "landslides": (landslides_qml(), "Red outline, filled by mean probability"),
-        "not_seen": (not_seen_qml(), "Not seen: no data or cloud"),
-    }
     with closing(sqlite3.connect(path)) as database, database:
+        fields = [name for _, name, *_ in database.execute("PRAGMA table_info(landslides)")]
+        old = qml.NEW in fields and database.execute(f"SELECT 1 FROM landslides WHERE {qml.NEW} = 'no'").fetchone()
+        styles = {
+            "landslides": (qml.landslides_qml(bool(old)), "By mean probability"),
+            "not_seen": (qml.not_seen_qml(), "Not seen: no data or cloud"),
+        }
         database.execute(TABLE)
         for layer in layers:
             database.execute(INSERT, (*styles[layer], layer))
         database.execute(REGISTER)
 
 
-def landslides_qml() -> str:
-    """Graduated by ``prob_mean``: semi-transparent fill, red outline."""
-    ranges = "".join(
-        f'<range lower="{low}" upper="{high}" symbol="{i}" label="{low:.2f} - {high:.2f}" render="true"/>'
-        for i, (low, high, _) in enumerate(CLASSES)
-    )
-    symbols = "".join(_symbol(i, fill, "215,25,28,255") for i, (_, _, fill) in enumerate(CLASSES))
-    kind = 'type="graduatedSymbol" attr="prob_mean" graduatedMethod="GraduatedColor"'
-    return _document(kind, f"<ranges>{ranges}</ranges><symbols>{symbols}</symbols>")
+def style_path(path: Path) -> Path:
+    """Of the style that QGIS opens a file with; files of one name but for the extension share it."""
+    return path.with_suffix(".qml")
 
 
-def not_seen_qml() -> str:
-    """Light grey, one symbol."""
-    symbol = _symbol(0, "128,128,128,80", "128,128,128,160")
-    return _document('type="singleSymbol"', f"<symbols>{symbol}</symbols>")
+def style_file(with_old: bool, ramp: Sequence[qml.Stop]) -> str:
+    """Text of a style file, as ``landslides_qml``."""
+    return MARK + qml.landslides_qml(with_old, ramp)
 
 
-def _document(kind: str, renderer: str) -> str:
-    return (
-        "<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>"
-        '<qgis version="3.22.0" styleCategories="Symbology">'
-        f'<renderer-v2 {kind} symbollevels="0" enableorderby="0" forceraster="0">{renderer}</renderer-v2>'
-        "<blendMode>0</blendMode><featureBlendMode>0</featureBlendMode>"
-        "<layerGeometryType>2</layerGeometryType></qgis>"
-    )
+def has_old(landslides: gpd.GeoDataFrame) -> bool:
+    """Whether some are known to have been there before."""
+    return qml.NEW in landslides and bool((landslides[qml.NEW] == "no").any())
 
 
-def _symbol(name: int, fill: str, outline: str) -> str:
-    """A fill symbol; colours as red, green, blue, alpha."""
-    options = {
-        "color": fill,
-        "style": "solid",
-        "outline_color": outline,
-        "outline_style": "solid",
-        "outline_width": "0.4",
-        "outline_width_unit": "MM",
-        "joinstyle": "miter",
-    }
-    listed = "".join(f'<Option type="QString" name="{k}" value="{v}"/>' for k, v in options.items())
-    return (
-        f'<symbol type="fill" name="{name}" alpha="1" clip_to_extent="1" force_rhr="0">'
-        '<layer class="SimpleFill" enabled="1" locked="0" pass="0">'
-        f'<Option type="Map">{listed}</Option></layer></symbol>'
-    )
+def is_foreign(path: Path) -> bool:
+    """Whether a style file is there that is not one of ours, but a person's own."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(len(MARK)) != MARK
+    except FileNotFoundError:
+        return False
+    except (OSError, UnicodeDecodeError):
+        return True

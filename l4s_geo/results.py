@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from l4s_geo import outputs
+from l4s_geo import outputs, qgis, qml
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.polygons import Block, scene_polygons
@@ -85,6 +85,9 @@ EXTENSIONS = {
     "--report": (".html", ".htm"),
     "--quicklook": (".png", ".jpg", ".jpeg"),
 }
+
+#: What QGIS draws outputs in, or a raster that shares their style file.
+RAMPS = {"--out": qml.PROBABILITY, "--prob": qml.PROBABILITY, "--density": qml.DENSITY}
 
 
 class Product(Protocol):
@@ -162,6 +165,10 @@ def check_outputs(
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
     if wanted.stac is not None and (model := outputs.model_path(wanted.stac)).exists() and not overwrite:
         raise OutputError(f"{model} exists, where the item of the model goes. Give --overwrite, or another --stac.")
+    rasters = [asked[option] for option in ("--prob", "--density") if option in asked]
+    if len({qgis.style_path(path) for path in rasters}) < len(rasters):
+        shared = qgis.style_path(rasters[0])
+        raise OutputError(f"--prob and --density would share their colours in {shared}. Give one another name.")
 
 
 def products_for(
@@ -330,13 +337,17 @@ def write_all(
     Raises:
         OutputError: One cannot be written; all are then as they were before.
     """
-    areas = [np.empty(0)]
+    areas, old = [np.empty(0)], [False]
 
     def measured() -> Iterator[gpd.GeoDataFrame]:
         for part in layers.landslides:
             areas.append(part["area_m2"].to_numpy())
+            old.append(qgis.has_old(part))
             yield part
 
+    styles = _styles(wanted)
+    kept = {path for path in styles if qgis.is_foreign(path)}
+    record = record | {"notes": [*record["notes"], *map(_kept_style, sorted(kept))]}
     with ExitStack() as until:
         with clock.stage("writing"):
             if wanted.prob is not None and raster is not None:
@@ -354,7 +365,22 @@ def write_all(
             from l4s_geo.stac_item import write_items  # with pystac, which most runs can do without
 
             write_items(wanted.stac, made, record, raster.grid, summary, until)
+        for path in styles.keys() - kept:
+            outputs.write_text(path, qgis.style_file(any(old), styles[path]), until=until)
     return MapResult(summary, _message(summary))
+
+
+def _styles(wanted: Outputs) -> dict[Path, Sequence[qml.Stop]]:
+    """Style files to write, and how each draws a raster; a GeoPackage has its styles inside."""
+    return {
+        qgis.style_path(path): RAMPS[option]
+        for option, path in wanted.asked().items()
+        if option in RAMPS and path.suffix.lower() != ".gpkg"
+    }
+
+
+def _kept_style(path: Path) -> str:
+    return f"QGIS takes the colours from {path}, which l4s-map has not written and leaves as it is"
 
 
 def _summary(areas: NDArray[np.float64], record: Mapping[str, Any], out: Path, clock: Clock) -> dict[str, Any]:

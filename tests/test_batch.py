@@ -87,7 +87,7 @@ def test_a_failure_does_not_stop_the_rest(folder: Path, model: str, tmp_path: Pa
     assert "2 mapped, 1 failed" in done.output
     assert "b.tif" in done.output
     assert "Traceback" not in done.output
-    written = {"a.gpkg", "a.gpkg.json", "a.tif", "a.tif.json", "c.gpkg", "c.gpkg.json", "c.tif", "c.tif.json"}
+    written = {f"{name}.{e}" for name in "ac" for e in ("gpkg", "gpkg.json", "tif", "tif.json", "qml")}
     assert {p.name for p in (tmp_path / "maps").iterdir()} == written
     assert len(gpd.read_file(tmp_path / "maps" / "c.gpkg", layer="landslides")) == 2
     (folder / "b.tif").write_bytes((folder / "a.tif").read_bytes())

@@ -143,12 +143,16 @@ def test_style_classes_cover_every_probability_and_have_symbols(tmp_path: Path) 
     assert (bounds[0], bounds[-1]) == (0, 1)
     assert [high for _, high, _ in classes] == bounds[1:]
     assert [s.get("name") for s in root.iter("symbol")] == [symbol for *_, symbol in classes]
-    for symbol in root.iter("symbol"):
-        options = {o.get("name"): o.get("value") for o in symbol.iter("Option")}
-        red, green, blue, alpha = map(int, options["outline_color"].split(","))
-        assert red > 2 * max(green, blue)
-        assert alpha == 255
-        assert 0 < int(options["color"].split(",")[3]) < 255
+    fills = [layer for layer in root.iterfind(".//symbol/layer") if _options(layer).get("color")]
+    assert len(fills) == len(classes)
+    colours = np.array([_options(layer)["color"].split(",") for layer in fills], float)
+    assert ((colours[:, 3] > 0) & (colours[:, 3] < 255)).all()
+    lightness = colours[:, :3] @ (0.2126, 0.7152, 0.0722)
+    assert (np.diff(lightness) < -20).all(), "classes can be told apart without colour"
+
+
+def _options(layer: ElementTree.Element) -> dict[str | None, str]:
+    return {o.get("name"): o.get("value", "") for o in layer.iter("Option")}
 
 
 def test_geopackage_without_not_seen_has_no_such_layer(tmp_path: Path) -> None:

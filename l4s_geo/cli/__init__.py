@@ -165,7 +165,7 @@ def run() -> None:
     code: list[int] = []
     atexit.register(leave, code)  # what is registered first is called last
     try:
-        main()
+        main(prog_name="l4s-map")
     except SystemExit as e:
         code.append(e.code if isinstance(e.code, int) else 0 if e.code is None else 1)
         raise

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from pyproj import CRS as ProjCRS
 
-from l4s_geo.qgis import CLASSES
+from l4s_geo.qml import CLASSES
 from l4s_geo.report import notes
 from l4s_geo.report.figures import Bars, histogram
 from l4s_geo.report.frame import Frame
@@ -183,17 +183,17 @@ def classes(table: pd.DataFrame) -> list[int]:
     """Index in ``CLASSES`` of each landslide's mean probability."""
     if "prob_mean" not in table:
         return [0] * len(table)
-    lower = [low for low, _, _ in CLASSES[1:]]
+    lower = [low for low, *_ in CLASSES[1:]]
     return [int(i) for i in np.searchsorted(lower, table["prob_mean"].to_numpy(np.float64), side="right")]
 
 
 def _class_style() -> str:
     """Rules for the classes, in the colours that QGIS shows."""
-    rules = []
-    for i, (_, _, fill) in enumerate(CLASSES):
-        red, green, blue, _ = fill.split(",")
-        rules.append(f".p{i} {{ fill: rgb({red} {green} {blue} / .3); stroke: rgb({red} {green} {blue}); }}")
-    return "\n".join(rules) + "\n"
+    rules = [
+        f".p{i} {{ fill: rgba({fill},.3); stroke: rgb({outline}); }}\n"
+        for i, (_, _, fill, outline) in enumerate(CLASSES)
+    ]
+    return "".join(rules)
 
 
 #: Layers by what they are called, whether they are on at first, and whether they can be made transparent.
@@ -249,7 +249,7 @@ def _layers(content: Content) -> Iterator[str]:
 def _class_legend() -> str:
     rows = "".join(
         "<li>" + _swatch(f'class="p{i}" stroke-width="1.5"') + f"{low:g} to {high:g}</li>"
-        for i, (low, high, _) in enumerate(CLASSES)
+        for i, (low, high, *_) in enumerate(CLASSES)
     )
     return f'<p class="hint">by mean probability</p><ul class="legend">{rows}</ul>'
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
-from l4s_geo.qgis import CLASSES
+from l4s_geo.qml import CLASSES
 from l4s_geo.report.figures import nice
 from l4s_geo.report.origin import Origin
 from l4s_geo.report.page import Content, area, classes
@@ -82,11 +82,12 @@ def _draw(ax: Axes, content: Content) -> None:
         ax.set_ylim(height, 0)
     kinds = np.array(classes(content.shown), dtype=int)
     outlines = content.shown["geometry"].to_numpy()
-    for i, (_, _, fill) in enumerate(CLASSES):
-        colour = _colour(fill)
+    for i, (_, _, fill, outline) in enumerate(CLASSES):
         paths = [_path(outline) for outline in outlines[kinds == i]]
         ax.add_collection(
-            PathCollection(paths, facecolors=[(*colour, 0.25)], edgecolors=[colour], linewidths=0.8, zorder=2 + i),
+            PathCollection(
+                paths, facecolors=[(*_colour(fill), 0.25)], edgecolors=[_colour(outline)], linewidths=0.8, zorder=2 + i
+            ),
             autolim=False,
         )
     _scale_bar(ax, content)
@@ -101,7 +102,7 @@ def _path(outline: shapely.Geometry) -> Outline:
 
 
 def _colour(fill: str) -> tuple[float, float, float]:
-    red, green, blue = (int(v) / 255 for v in fill.split(",")[:3])
+    red, green, blue = (int(v) / 255 for v in fill.split(","))
     return red, green, blue
 
 
@@ -110,8 +111,8 @@ def _legend(ax: Axes, content: Content) -> None:
 
     kinds = classes(content.shown)
     entries = [
-        Patch(facecolor=(*_colour(fill), 0.25), edgecolor=_colour(fill), label=f"{low:g} to {high:g}")
-        for i, (low, high, fill) in enumerate(CLASSES)
+        Patch(facecolor=(*_colour(fill), 0.25), edgecolor=_colour(outline), label=f"{low:g} to {high:g}")
+        for i, (low, high, fill, outline) in enumerate(CLASSES)
         if i in kinds
     ]
     entries.append(Patch(facecolor="0.93", edgecolor="0.78", hatch="////", linewidth=0, label="not seen"))
