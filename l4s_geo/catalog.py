@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pystac
-from pystac.errors import STACError
+from pystac.errors import STACError, STACTypeError
 from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
@@ -34,7 +34,7 @@ Box = tuple[float, float, float, float]
 Dates = tuple[datetime | None, datetime | None]
 
 #: What pystac raises for metadata that are not as they should be.
-DEFECTS = (STACError, KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError)
+DEFECTS = (STACError, STACTypeError, KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _Reader(StacApiIO):
         """The answer to a request."""
         if not is_web(href):
             raise InputError(f"The catalogue refers to {href[:200]!r}, which is not followed.")
-        how = {"json": parameters} if (method or "GET").upper() == "POST" else {"params": parameters}
+        how: dict[str, Any] = {"json": parameters} if (method or "GET").upper() == "POST" else {"params": parameters}
         found = fetch(self.session, href, (method or "GET").upper(), headers=headers, **how)
         return "" if found is None else parsed_text(found[1], href)
 
@@ -209,12 +209,16 @@ class _Api:
             )
         for box in wanted.boxes:
             progress.start("searching", ITEMS)
-            count = 0
+            count = odd = 0
             for item in self._found(wanted, box):
                 count += 1
                 progress.advance()
-                if (made := _item(item)) and wanted.fits(made):
+                made = _item(item)
+                odd += made is None
+                if made and wanted.fits(made):
                     yield made
+            if odd:
+                self.cut = f"{odd} of the catalogue's answers are no STAC items, there may be more scenes"
             if count >= ITEMS:
                 self.cut = f"the catalogue has more than the {ITEMS} items that were looked at: ask for fewer days"
 
@@ -331,7 +335,7 @@ def _item(found: Any, where: str | None = None) -> pystac.Item | None:
         item = pystac.Item.from_dict(found)
         own = item.get_self_href()
         item.set_self_href(where or (own if own and is_web(own) else None))
-    except DEFECTS:
+    except Exception:  # whatever pystac does not foresee in metadata; there is no common base
         return None
     return item if item.bbox or item.geometry else None
 

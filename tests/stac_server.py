@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import numpy as np
 import rasterio
@@ -76,7 +76,7 @@ def item(
     **properties: Any,
 ) -> dict[str, Any]:
     """A STAC item."""
-    box = [*(bbox or bounds())]
+    box = [float(v) for v in (bounds() if bbox is None else bbox)]
     west, south, east, north = box
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     return {
@@ -222,9 +222,10 @@ class Api:
             body = asked | {"token": start + self.page}
             links = [{"rel": "next", "href": f"{self.url}/search", "method": "POST", "body": body}]
         elif rest:
-            flat = "&".join(f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in asked.items())
-            bare = re.sub(r"&?token=\d+", "", flat)
-            links = [{"rel": "next", "href": f"{self.url}/search?{bare}&token={start + self.page}"}]
+            flat = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in asked.items()}
+            flat |= {"query": json.dumps(asked["query"])} if "query" in asked else {}
+            following = urlencode(flat | {"token": start + self.page})
+            links = [{"rel": "next", "href": f"{self.url}/search?{following}"}]
         return {"type": "FeatureCollection", "features": page, "links": links}
 
     def answer(self, how: str, path: str, asked: dict[str, Any]) -> Any:
@@ -252,6 +253,8 @@ class Api:
                 for key, kind in (("bbox", float), ("collections", str)):
                     if key in asked:
                         asked[key] = [kind(v) for v in asked[key].split(",")]
+                if "query" in asked:
+                    asked["query"] = json.loads(asked["query"])
                 self.send(api.answer("GET", parts.path, asked))
 
             def do_POST(self) -> None:

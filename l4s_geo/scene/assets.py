@@ -132,7 +132,8 @@ def _entry(asset: Mapping[str, Any], keys: tuple[str, ...], index: int) -> Mappi
 
 def _names(key: str, asset: Mapping[str, Any]) -> Iterator[str | None]:
     """Names of the bands of an asset, in their order in the file."""
-    listed = next((found for k in ("bands", "eo:bands") if isinstance(found := asset.get(k), list) and found), [{}])
+    given = (asset.get(k) for k in ("bands", "eo:bands"))
+    listed: list[Any] = next((found for found in given if isinstance(found, list) and found), [{}])
     for entry in listed:
         band = entry if isinstance(entry, Mapping) else {}
         texts = [band.get("name"), *([key] if len(listed) == 1 else [])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -249,4 +250,6 @@ def absolute(href: Any, base: str) -> str | None:
         return joined if is_web(joined) else None
     if is_web(href):
         return href
-    return None if re.match(r"/vsi|(?!file:)[A-Za-z][A-Za-z0-9+.-]+:", href) else str(_local(href, base))
+    if re.match(r"/vsi|(?!file:)[A-Za-z][A-Za-z0-9+.-]+:", href):
+        return None
+    return os.path.normpath(_local(href, base))  # one name for one file, else circles have no end
