@@ -25,6 +25,7 @@ from l4s_geo.errors import L4SError
 VERBS = {
     "map": "Map the landslides of a scene (the verb meant when none is given).",
     "batch": "Map many scenes, on this machine or on a Ray cluster.",
+    "search": "Find scenes in a STAC catalogue, and get one ready with its elevation.",
     "check": "Say what a scene is and what would go wrong in mapping it.",
     "polygonize": "Make polygons again from a probability raster, with other thresholds.",
     "evaluate": "Compare a result with reference data.",

@@ -90,6 +90,9 @@ class Product:
     offsets: dict[str, float] = field(default_factory=dict)
     quantification: float = FULL
 
+    #: What a product says about its offset is true.
+    certain = True
+
     def notes(self) -> Iterator[str]:
         """What the user should know about it."""
         yield f"Sentinel-2 {self.level} product, processing baseline {self.baseline or 'unknown'}"

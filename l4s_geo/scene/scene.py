@@ -23,7 +23,8 @@ from l4s_geo.scene.layer import Layer, band_layers, terrain_layers
 from l4s_geo.scene.raster import Raster
 from l4s_geo.scene.safe import ClearSky, Product
 from l4s_geo.scene.source import Selection, open_raster, open_source, select
-from l4s_geo.scene.units import FULL, OFFSETS, Radiometry, settle_offset, settle_units
+from l4s_geo.scene.stac import Item
+from l4s_geo.scene.units import FULL, OFFSETS, Radiometry, refuse_below_zero, settle_offset, settle_units
 from l4s_geo.scene.warp import share_covered
 
 __all__ = ["Grid", "Scene", "open_scene", "open_terrain"]
@@ -139,7 +140,7 @@ def open_scene(
     Args:
         path: GeoTIFF, VRT, COG, any URL that GDAL reads, a folder or glob of single-band files, paths joined
             by commas, a Sentinel-2 product (``.SAFE``, a zip of it, or its ``MTD_MSIL1C.xml`` or
-            ``MTD_MSIL2A.xml``), or a Landslide4Sense patch (``.h5``).
+            ``MTD_MSIL2A.xml``), a STAC item (file or address), or a Landslide4Sense patch (``.h5``).
         bands: Names in file order, where files do not say.
         dem: Elevation raster in metres, in any CRS; slope is derived from it if not given.
         slope: Slope raster in degrees, in any CRS.
@@ -147,8 +148,8 @@ def open_scene(
             ``model_grid``), else it is warped lazily to UTM. None keeps its own grid always.
         units: Of spectral pixels: ``dn``, ``reflectance`` (times 10000 when read), ``byte``, or ``auto``,
             which takes integers of 16 bits or more and floats beyond 2 as digital numbers and refuses others.
-        s2_offset: To be added to digital numbers: ``auto``, as the metadata of a product say, none for other files;
-            ``0``, none; ``-1000``, that of processing baseline 04.00 and newer for files without metadata.
+        s2_offset: To be added to digital numbers: ``auto``, as the metadata of a product or item say, none for other
+            files; ``0``, none; ``-1000``, that of processing baseline 04.00 and newer for files without metadata.
         scl: Whether what the scene classification of a Level-2A product calls cloud, shadow or snow is not valid.
         wanted: Spectral bands to read. The others are left alone, also in what is valid; so terrain is always there.
             All of them are read if not given, or if one is missing.
@@ -161,7 +162,7 @@ def open_scene(
     with ExitStack() as stack:
         selection = select(path)
         given = [name for name, raster in (("dem", dem), ("slope", slope)) if raster is not None]
-        source = open_source(selection, bands, given, stack)
+        source = open_source(selection, bands, given, stack, wanted)
         native = min((r.grid for r in source.rasters), key=lambda g: math.prod(g.pixel_size_m()))
         grid = model_grid(native, resolution)
         terrain = source.terrain | _terrain_rasters({"dem": dem, "slope": slope}, stack)
@@ -182,9 +183,11 @@ def open_scene(
         )
     try:
         kinds = {r.dataset.dtypes[i - 1] for r in rasters for i in r.indexes}
-        values = _sample(scene, thorough=s2_offset not in ("auto", "0") or any("float" in kind for kind in kinds))
+        product = selection.product
+        doubtful = s2_offset == "-1000" or (s2_offset == "auto" and product and product.offsets and not product.certain)
+        values = _sample(scene, thorough=bool(doubtful) or any("float" in kind for kind in kinds))
         scene.units = settle_units(units, kinds, values, scene.source)
-        _settle_radiometry(scene, s2_offset, values, selection.product)
+        _settle_radiometry(scene, s2_offset, values, product)
     except BaseException:
         scene.close()
         raise
@@ -233,14 +236,16 @@ def _clear_sky(classification: Raster | None, grid: Grid) -> Iterator[ClearSky]:
         yield ClearSky(Layer([classification], ("SCL",), grid, Resampling.nearest))
 
 
-def _settle_radiometry(scene: Scene, asked: str, values: NDArray[np.float32], product: Product | None) -> None:
+def _settle_radiometry(scene: Scene, asked: str, values: NDArray[np.float32], product: Product | Item | None) -> None:
     """Let the scene give digital numbers without an offset, and note how."""
     if product is not None and asked == "auto":
         product.check_offset()
     sample = dict(zip((b for b in scene.bands if b not in TERRAIN_BANDS), values, strict=True))
     own = {band: product.offsets[band] for band in sample if band in product.offsets} if product else {}
     offsets, note = settle_offset(asked, own, scene.units, sample, scene.source)
-    quantification = product.quantification if product else scene.radiometry.quantification
+    if asked == "auto" and product is not None and not product.certain:
+        refuse_below_zero(own, sample, scene.source)
+    quantification = (product and product.quantification) or scene.radiometry.quantification
     scene.radiometry = Radiometry(quantification, offsets)
     scene.notes += [note] if note else []
 

@@ -1,4 +1,4 @@
-"""Opening whatever a scene is kept in: rasters, folders and globs of single bands, products, L4S patches."""
+"""Opening whatever a scene is kept in: rasters, folders and globs of bands, products, STAC items, L4S patches."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from l4s_geo.errors import InputError, reason
+from l4s_geo.scene.assets import Image
 from l4s_geo.scene.bands import L4S_BANDS, L4S_MEAN, S2_BANDS, TERRAIN_BANDS, parse_band
+from l4s_geo.scene.mosaic import mosaic
 from l4s_geo.scene.raster import GDAL_OPTIONS, Raster
 from l4s_geo.scene.safe import DRIVER, GDAL_ALONE, SIDE, Product, find_date, find_level, find_product
+from l4s_geo.scene.stac import Item, find_item
 
 #: Files of a folder that may be bands.
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img"}
@@ -45,7 +48,7 @@ class Selection:
         name: Of the scene.
         date: ISO date in the metadata, or in the names of files or their folder, if any.
         level: ``L1C`` or ``L2A`` where metadata or names say so.
-        product: Whose files they are.
+        product: Whose files they are, a Sentinel-2 product or a STAC item.
     """
 
     paths: tuple[str, ...]
@@ -53,7 +56,7 @@ class Selection:
     name: str
     date: str | None
     level: str | None = None
-    product: Product | None = None
+    product: Product | Item | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Source:
         rasters: With spectral bands, and terrain bands within them.
         terrain: Files found beside the bands that hold ``dem`` or ``slope`` alone.
         notes: For the user.
-        classification: Scene classification (SCL) of a Level-2A product.
+        classification: Scene classification (SCL) of a Level-2A product or item.
     """
 
     rasters: tuple[Raster, ...]
@@ -74,7 +77,7 @@ class Source:
 
 
 def select(path: str | Path) -> Selection:
-    """What a path, URL, folder, glob, Sentinel-2 product or list of paths with commas stands for.
+    """What a path, URL, folder, glob, Sentinel-2 product, STAC item or list of paths with commas stands for.
 
     Raises:
         InputError: There is no such file, or none that could be a band.
@@ -84,9 +87,11 @@ def select(path: str | Path) -> Selection:
         raise InputError("The name of the scene is empty. Give a file, a folder or an address.")
     if not is_remote(text) and (product := find_product(text)):
         return Selection(product.files, False, product.name, product.date, product.level, product)
+    if len(paths := _addresses(text)) == 1 and (item := find_item(text)):
+        return Selection(item.files, False, item.name, item.date, item.level, item)
     level = find_level(text)
     if is_remote(text):
-        paths, folder = re.split(r",(?=[a-z0-9+]+://|/vsi)", text), False
+        folder = False
     elif Path(text).is_dir():
         paths, folder = _rasters_in(Path(text)), True
     elif Path(text).exists():
@@ -99,6 +104,11 @@ def select(path: str | Path) -> Selection:
         day = find_date(Path(paths[0]).name, Path(paths[0]).resolve().parent.name)
         return Selection(tuple(paths), folder, stem, day, level)
     return Selection(tuple(paths), folder, stem, find_date(Path(paths[0]).name), level)
+
+
+def _addresses(text: str) -> list[str]:
+    """The parts of a list of addresses with commas."""
+    return re.split(r",(?=[a-z0-9+]+://|/vsi)", text) if is_remote(text) else [text]
 
 
 def is_remote(path: str) -> bool:
@@ -127,7 +137,13 @@ def _matches(path: str) -> list[str]:
     return found
 
 
-def open_source(selection: Selection, bands: Sequence[str] | None, given: Sequence[str], stack: ExitStack) -> Source:
+def open_source(
+    selection: Selection,
+    bands: Sequence[str] | None,
+    given: Sequence[str],
+    stack: ExitStack,
+    wanted: Sequence[str] | None = None,
+) -> Source:
     """Open every file of a selection and find out what its bands are.
 
     Args:
@@ -135,6 +151,7 @@ def open_source(selection: Selection, bands: Sequence[str] | None, given: Sequen
         bands: Names in file order, if the files are not to be asked.
         given: Terrain bands that the user gives otherwise; files with these are passed over.
         stack: Closes what is opened.
+        wanted: Bands that are enough of a STAC item, each of whose files takes time to open; all if one is missing.
 
     Raises:
         InputError: A file cannot be read, or it is unclear which band is which.
@@ -142,6 +159,8 @@ def open_source(selection: Selection, bands: Sequence[str] | None, given: Sequen
     if selection.product is not None:
         if bands is not None:
             raise InputError(f"{selection.product.source} says itself what its bands are. Leave --bands out.")
+        if isinstance(selection.product, Item):
+            return _open_item(selection.product, wanted, given, stack)
         return _open_product(selection.product, stack)
     rasters = [open_raster(path, stack) for path in selection.paths]
     if bands is None:
@@ -185,6 +204,40 @@ def _open_product(product: Product, stack: ExitStack) -> Source:
     rasters = [replace(open_image(path), names=(band,), zero_is_nodata=True) for band, path in product.images.items()]
     classification = None if product.classification is None else open_image(product.classification).renamed("SCL")
     return Source(tuple(rasters), {}, tuple(product.notes()), classification)
+
+
+def _open_item(item: Item, wanted: Sequence[str] | None, given: Sequence[str], stack: ExitStack) -> Source:
+    """Open the images of a STAC item.
+
+    Raises:
+        InputError: One cannot be read, or has not the bands that the item says.
+    """
+
+    def open_image(image: Image, name: str) -> Raster:
+        address = item.addresses[image.key]
+        try:
+            with rasterio.Env(**GDAL_ALONE):
+                raster = open_raster(address.gdal, stack, driver=image.driver)
+        except InputError as e:  # a signature is for nobody else
+            raise InputError(f"Asset {image.key!r}: {str(e).replace(address.gdal, address.shown)}") from e
+        if image.index not in raster.indexes or (name in TERRAIN_BANDS and len(raster.indexes) != 1):
+            raise InputError(
+                f"{address.shown} has {len(raster.indexes)} bands, but {name} is to be band {image.index} of asset "
+                f"{image.key!r}. Correct the item, or give the file itself with --bands."
+            )
+        spectral = name in S2_BANDS
+        return replace(raster, path=address.shown, indexes=(image.index,), names=(name,), zero_is_nodata=spectral)
+
+    enough = {*item.images} if wanted is None or not {*wanted} <= {*item.images, *TERRAIN_BANDS} else {*wanted}
+    rasters = [open_image(image, band) for band, image in item.images.items() if band in enough]
+    terrain = {
+        name: mosaic([open_image(tile, name) for tile in tiles], stack)
+        for name, tiles in item.terrain.items()
+        if name not in given
+    }
+    notes = [*item.notes(), *(f"{name} from the item: {raster.path}" for name, raster in terrain.items())]
+    classification = None if item.classification is None else open_image(item.classification, "SCL")
+    return Source(tuple(rasters), terrain, tuple(notes), classification)
 
 
 def open_raster(path: str, stack: ExitStack, driver: str | None = None) -> Raster:

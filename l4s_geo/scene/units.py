@@ -22,6 +22,9 @@ OFFSETS = ("auto", "0", "-1000")
 #: Bands whose reflectance is hardly ever below 0, and how far below a surface may come out in corrected products.
 VISIBLE, BELOW = ("B2", "B3", "B4"), -100.0
 
+#: Share of pixels that may come out so far below in images that have the offset: deep shadow.
+DARK = 0.1
+
 
 @dataclass(frozen=True)
 class Radiometry:
@@ -83,6 +86,26 @@ def settle_offset(
     return dict.fromkeys(
         values, offset
     ), f"--s2-offset: {_spoken(dict.fromkeys(values, offset))} to the digital numbers"
+
+
+def refuse_below_zero(offsets: Mapping[str, float], values: Mapping[str, NDArray[np.float32]], source: str) -> None:
+    """Check an offset that metadata state on the pixels: there are catalogues that state one they have taken off.
+
+    Args:
+        offsets: To be added to stored numbers, by band.
+        values: A sample of valid pixels by band, without offset.
+        source: The scene, for messages.
+
+    Raises:
+        InputError: With it many pixels would be below 0, as next to none are in images that have the offset.
+    """
+    below = {b: float(np.mean(values[b] + offsets[b] < BELOW)) for b in VISIBLE if b in values and offsets.get(b, 0)}
+    if any(share > DARK for share in below.values()):
+        told = ", ".join(f"{share:.0%} in {band}" for band, share in below.items())
+        raise InputError(
+            f"{source} states an offset ({_spoken(offsets)}), but with it too many pixels would be below 0 ({told}): "
+            "it seems to have been taken off the images already. Say --s2-offset 0 to leave it away."
+        )
 
 
 def _spoken(offsets: Mapping[str, float]) -> str:
