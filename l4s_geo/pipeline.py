@@ -6,7 +6,7 @@ Reading, networks, and writing overlap, and what is done is noted, so that a run
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from l4s_geo import crf
+from l4s_geo.before import Before, open_before
 from l4s_geo.inference import Rows
 from l4s_geo.journal import Journal, journal, stamp
 from l4s_geo.masks import Limits, nothing_left
@@ -36,6 +37,7 @@ from l4s_geo.results import (
     ground_area,
     input_files,
     limited_cache,
+    pre_notes,
     products_for,
     slope_notes,
     vectorize,
@@ -74,11 +76,17 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
     models = tuple(registry.find(name) for name in options.models or (registry.DEFAULT,))
     card = agree([m.card for m in models])
     settings = decide(options, [m.card for m in models])
-    with limited_cache(), open_for(options, card) as scene, limits_for(options, scene) as limits:
-        check_outputs(wanted, options.overwrite, crs=scene.native_crs, inputs=_inputs(options, scene))
+    with (
+        limited_cache(),
+        open_for(options, card) as scene,
+        limits_for(options, scene) as limits,
+        _before(options, card, scene, limits) as before,
+    ):
+        inputs = _inputs(options, scene, before)
+        check_outputs(wanted, options.overwrite, crs=scene.native_crs, inputs=inputs)
         check_slope(options.min_slope, scene.bands)
         _check_seen(options, scene, limits)
-        asked = _asked(options, models, settings, scene)
+        asked = _asked(options, models, settings, inputs)
         with journal(options.out, asked, resume=options.resume, overwrite=options.overwrite) as notes:
             with clock.stage("statistics"):
                 plan = Plan(options, models, settings, _normalizer(options, card, scene, limits, notes.folder))
@@ -105,8 +113,10 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                         max_hole=settings.max_hole,
                         simplify=settings.simplify,
                         products=products,
+                        before=before,
+                        old="flag" if options.pre_action == "flag" else "drop",
                     )
-                record = _provenance(plan, scene, limits, found.seen_share)
+                record = _provenance(plan, scene, limits, before, found.seen_share)
                 return write_all(wanted, found, record, clock, raster=raster, products=products)
 
 
@@ -120,15 +130,34 @@ def _check_seen(options: MapOptions, scene: Scene, limits: Limits) -> None:
         raise nothing_left(scene.source, options.aoi, options.masks)
 
 
-def _inputs(options: MapOptions, scene: Scene) -> tuple[str | None, ...]:
+def _before(options: MapOptions, card: Card, scene: Scene, limits: Limits) -> AbstractContextManager[Before | None]:
+    """What to compare the scene with, if anything."""
+    if options.pre is None:
+        return nullcontext()
+    return open_before(
+        options.pre,
+        scene,
+        limits,
+        wanted=card.bands,
+        bands=options.bands,
+        units=options.units,
+        scl=options.scl,
+        clouds=options.clouds,
+    )
+
+
+def _inputs(options: MapOptions, scene: Scene, before: Before | None) -> tuple[str | None, ...]:
     """Files that the result depends on."""
-    return *scene.paths, options.dem, options.slope, options.aoi, *options.masks
+    earlier = before.earlier.paths if before else ()
+    return *scene.paths, *earlier, options.dem, options.slope, options.aoi, *options.masks
 
 
-def _asked(options: MapOptions, models: Iterable[Model], settings: Settings, scene: Scene) -> dict[str, Any]:
+def _asked(
+    options: MapOptions, models: Iterable[Model], settings: Settings, files: Iterable[str | None]
+) -> dict[str, Any]:
     """What makes the result what it is."""
     hidden = ("out", "resume", "overwrite", "workers")
-    inputs = (options.scene, *_inputs(options, scene), options.normalize)
+    inputs = (options.scene, options.pre, *files, options.normalize)
     groups: dict[str, dict[str, Any]] = {
         "option": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in hidden},
         "setting": asdict(settings),
@@ -201,12 +230,17 @@ def _refine(
     progress.finish()
 
 
-def _provenance(plan: Plan, scene: Scene, limits: Limits, seen: float) -> dict[str, Any]:
+def _provenance(plan: Plan, scene: Scene, limits: Limits, before: Before | None, seen: float) -> dict[str, Any]:
     options, settings = plan.options, plan.settings
     return {
         "versions": versions(),
         "inputs": input_files(
-            scene=options.scene, dem=options.dem, slope=options.slope, aoi=options.aoi, masks=options.masks
+            scene=options.scene,
+            pre=options.pre,
+            dem=options.dem,
+            slope=options.slope,
+            aoi=options.aoi,
+            masks=options.masks,
         ),
         "scene": {
             "name": scene.name,
@@ -226,8 +260,15 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, seen: float) -> dict[s
             for m in plan.models
         ],
         "normalization": plan.normalizer.to_dict(),
-        "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype},
+        "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype, "clouds": options.clouds},
+        **({} if before is None else {"pre": before.record() | {"action": options.pre_action}}),
         "seen_share": round(seen, 6),
         "area_m2": ground_area(scene.grid),
-        "notes": [*scene.notes, *limits.notes, *settings.notes, *slope_notes(settings.min_slope, scene)],
+        "notes": [
+            *scene.notes,
+            *limits.notes,
+            *settings.notes,
+            *slope_notes(settings.min_slope, scene),
+            *pre_notes(before, options.pre_action),
+        ],
     }

@@ -14,6 +14,7 @@ from l4s_geo.cli.options import (
     limit_options,
     map_options,
     polygon_options,
+    pre_options,
     report_options,
     reporting,
     run_options,
@@ -31,6 +32,7 @@ from l4s_geo.cli.options import (
 )
 @scene_options
 @limit_options
+@pre_options
 @click.option("--prob", type=FILE, help="Also write the probabilities, as a Cloud-Optimized GeoTIFF.")
 @click.option("--density", type=FILE, help="Also write landslide area per km2, in cells of 1 km, as a GeoTIFF.")
 @map_options
