@@ -54,7 +54,7 @@ def find_shift(pairs: Iterable[Pair], size: int) -> Shift:
     Returns:
         The shift; 0 with a peak of 0 where no window could be used.
     """
-    along = np.fft.fftfreq(size)
+    along: Floats = np.fft.fftfreq(size).astype(np.float64)
     distance = np.hypot(along[:, None], along[None])
     band = (distance >= LOWEST) & (distance <= HIGHEST)
     taper = np.outer(np.hanning(size), np.hanning(size))
@@ -70,12 +70,12 @@ def find_shift(pairs: Iterable[Pair], size: int) -> Shift:
     if not windows:
         return Shift(0.0, 0.0, 0, 0.0)
     surface = np.fft.ifft2(total).real
-    row, column = (at if at < size / 2 else at - size for at in np.unravel_index(surface.argmax(), surface.shape))
-    between = np.arange(-STEPS, STEPS + 1) / STEPS
+    row, column = (float(at if at < size / 2 else at - size) for at in np.unravel_index(surface.argmax(), band.shape))
+    between: Floats = np.arange(-STEPS, STEPS + 1, dtype=np.float64) / STEPS
     fine = _between(total, along, row + between, column + between)
     i, j = np.unravel_index(fine.argmax(), fine.shape)
     peak = float(fine[i, j] / surface.std())
-    return Shift(float(row + between[i]), float(column + between[j]), windows, peak)
+    return Shift(row + float(between[i]), column + float(between[j]), windows, peak)
 
 
 def _flattened(image: NDArray[np.float32], valid: NDArray[np.bool_]) -> Floats:

@@ -211,7 +211,7 @@ def _statistics(
         for window in windows:
             (one, seen), (other, seen_before) = (s.read(window, bands) for s in (scene, earlier))
             seen &= limits.clear(window)
-            scene_pixels += np.count_nonzero(seen)
+            scene_pixels += int(np.count_nonzero(seen))
             both = seen & seen_before
             for one_of_them, image in zip(stats, (one, other), strict=True):
                 one_of_them.update(image, both)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -323,8 +324,8 @@ def _new(totals: Totals) -> NDArray[np.object_]:
     return novelty(totals.count("place"), totals.count("before"), totals.mean("now"), totals.mean("before"))
 
 
-def _statistics(totals: Totals, old: Old) -> dict[str, NDArray[np.generic]]:
-    """Attributes of pixels: confidence, what was there before, and terrain."""
+def _statistics(totals: Totals, old: Old) -> dict[str, Any]:
+    """Attributes of pixels by name: confidence, what was there before, and terrain."""
     east, north = totals.mean("east"), totals.mean("north")
     # The second modulo: the first one makes 360 of what is a hair below 0
     aspect = np.degrees(np.arctan2(east, north)) % 360 % 360
@@ -334,7 +335,7 @@ def _statistics(totals: Totals, old: Old) -> dict[str, NDArray[np.generic]]:
         "prob_max": totals.high("prob"),
         "agreement": totals.mean("agreement"),
         "uncertainty": totals.mean("uncertainty"),
-        "new": np.full(len(totals), None, dtype=object) if old is None else _new(totals),
+        "new": pd.array([None] * len(totals) if old is None else _new(totals), dtype="string"),
         "elev_min": low,
         "elev_max": high,
         "relief_m": high - low,

@@ -134,7 +134,8 @@ def test_what_was_brighter_still_is_no_scar(after, model, tmp_path):  # noqa: F8
 def test_without_a_scene_from_before_new_is_empty(extension, after, model, tmp_path):  # noqa: F811
     out = tmp_path / f"o.{extension}"
     map_scene(MapOptions(str(after), out, models=(model,), device="cpu", prob=tmp_path / "p.tif"), Silent())
-    found = gpd.read_parquet(out) if extension == "parquet" else gpd.read_file(out)
+    layer = {"layer": "landslides"} if extension == "gpkg" else {}
+    found = gpd.read_parquet(out) if extension == "parquet" else gpd.read_file(out, **layer)
     assert len(found) == 3
     assert found.new.isna().all()
     record = json.loads(out.with_name(out.name + ".json").read_text())
