@@ -21,7 +21,7 @@ from l4s_geo.settings import MapOptions
 LISTS = (".txt", ".csv")
 
 #: Columns of a table of scenes; the first must be there.
-COLUMNS = ("scene", "dem", "slope", "name")
+COLUMNS = ("scene", "dem", "slope", "pre", "name")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Job:
     name: str
     dem: str | None = None
     slope: str | None = None
+    pre: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,10 @@ def _of_list(path: Path) -> Iterator[Job]:
     if not lines:
         raise InputError(f"{path} lists no scene. Write one path a line.")
     for row in rows:
-        scene, dem, slope = (_beside(path, row.get(k)) for k in COLUMNS[:3])
+        scene, dem, slope, pre = (_beside(path, row.get(k)) for k in COLUMNS[:4])
         if scene is None:
             raise InputError(f"{path} has a line without a scene: {row}.")
-        yield Job(scene, row.get("name") or _name(scene), dem, slope)
+        yield Job(scene, row.get("name") or _name(scene), dem, slope, pre)
 
 
 def _beside(listed: Path, word: str | None) -> str | None:
@@ -180,6 +181,7 @@ def map_batch(
             quicklook=out / f"{job.name}.png" if quicklook else None,
             dem=job.dem or options.dem,
             slope=job.slope or options.slope,
+            pre=job.pre or options.pre,
         )
         progress.start(f"{number} of {len(jobs)}: {job.name}", 1)
         started = time.monotonic()

@@ -119,6 +119,7 @@ def check_scene(
     units: str = "auto",
     s2_offset: str = "auto",
     scl: bool = True,
+    clouds: bool = False,
 ) -> Report:
     """Look at a scene without mapping it.
 
@@ -131,11 +132,22 @@ def check_scene(
         units: ``auto``, ``dn``, ``reflectance`` or ``byte``.
         s2_offset: ``auto``, ``0`` or ``-1000``, as ``open_scene`` takes it.
         scl: Leave out what a scene classification calls cloud, shadow or snow.
+        clouds: Leave out what looks like cloud.
 
     Returns:
         The report; a scene that cannot be opened gives a report with that one problem.
     """
-    opened = partial(open_scene, path, bands=bands, dem=dem, slope=slope, units=units, s2_offset=s2_offset, scl=scl)
+    opened = partial(
+        open_scene,
+        path,
+        bands=bands,
+        dem=dem,
+        slope=slope,
+        units=units,
+        s2_offset=s2_offset,
+        scl=scl,
+        clouds=clouds,
+    )
     resolution = cards[0].resolution_m
     compression: Compression = "asinh" if cards[0].compression == "asinh" else "none"
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from l4s_geo import crf
+from l4s_geo.before import Before, open_before
 from l4s_geo.command import command_line
 from l4s_geo.inference import Rows
 from l4s_geo.journal import Journal, journal, stamp
@@ -38,6 +39,7 @@ from l4s_geo.results import (
     check_slope,
     ground_area,
     limited_cache,
+    pre_notes,
     products_for,
     slope_notes,
     vectorize,
@@ -79,12 +81,14 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
         limited_cache(),
         open_for(options, card) as scene,
         limits_for(options, scene) as limits,
-        _described(options, scene) as inputs,
+        _before(options, card, scene, limits) as before,
+        _described(options, scene, before) as described,
     ):
-        check_outputs(wanted, options.overwrite, crs=scene.native_crs, inputs=_inputs(options, scene))
+        inputs = _inputs(options, scene, before)
+        check_outputs(wanted, options.overwrite, crs=scene.native_crs, inputs=inputs)
         check_slope(options.min_slope, scene.bands)
         _check_seen(options, scene, limits)
-        asked = _asked(options, models, settings, scene)
+        asked = _asked(options, models, settings, inputs)
         with journal(options.out, asked, resume=options.resume, overwrite=options.overwrite) as notes:
             with clock.stage("statistics"):
                 plan = Plan(options, models, settings, _normalizer(options, card, scene, limits, notes.folder))
@@ -97,7 +101,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                 if settings.crf is not None:
                     with clock.stage("crf"):
                         _refine(scene, plan.normalizer, raster, settings.crf, options.workers, progress)
-                products = [*products_for(wanted, raster, scene)]
+                products = [*products_for(wanted, raster, scene, before.earlier if before else None)]
                 shared = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
                 with clock.stage("polygons"):
                     found = vectorize(
@@ -111,8 +115,10 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                         max_hole=settings.max_hole,
                         simplify=settings.simplify,
                         products=products,
+                        before=before,
+                        old="flag" if options.pre_action == "flag" else "drop",
                     )
-                record = _provenance(plan, scene, limits, found.seen_share) | {"inputs": inputs.result()}
+                record = _provenance(plan, scene, limits, before, found.seen_share) | {"inputs": described.result()}
                 if isinstance(source, Here):  # else other machines have computed
                     record["computed"] = computed_on(options)
                 return write_all(wanted, found, record, clock, raster=raster, products=products)
@@ -128,16 +134,36 @@ def _check_seen(options: MapOptions, scene: Scene, limits: Limits) -> None:
         raise nothing_left(scene.source, options.aoi, options.masks)
 
 
-def _inputs(options: MapOptions, scene: Scene) -> tuple[str | None, ...]:
+def _before(options: MapOptions, card: Card, scene: Scene, limits: Limits) -> AbstractContextManager[Before | None]:
+    """What to compare the scene with, if anything."""
+    if options.pre is None:
+        return nullcontext()
+    return open_before(
+        options.pre,
+        scene,
+        limits,
+        wanted=card.bands,
+        bands=options.bands,
+        units=options.units,
+        scl=options.scl,
+        clouds=options.clouds,
+    )
+
+
+def _inputs(options: MapOptions, scene: Scene, before: Before | None) -> tuple[str | None, ...]:
     """Files that the result depends on."""
-    return *scene.paths, options.dem, options.slope, options.aoi, *options.masks
+    earlier = before.earlier.paths if before else ()
+    return *scene.paths, *earlier, options.dem, options.slope, options.aoi, *options.masks
 
 
-def _described(options: MapOptions, scene: Scene) -> AbstractContextManager[Future[dict[str, Any]]]:
+def _described(
+    options: MapOptions, scene: Scene, before: Before | None
+) -> AbstractContextManager[Future[dict[str, Any]]]:
     """The inputs as the record has them, by the names of options."""
     return inputs_of(
-        {"scene": scene.paths},
+        {"scene": scene.paths, "pre": before.earlier.paths if before else ()},
         scene=options.scene,
+        pre=options.pre,
         dem=options.dem,
         slope=options.slope,
         aoi=options.aoi,
@@ -145,10 +171,12 @@ def _described(options: MapOptions, scene: Scene) -> AbstractContextManager[Futu
     )
 
 
-def _asked(options: MapOptions, models: Iterable[Model], settings: Settings, scene: Scene) -> dict[str, Any]:
+def _asked(
+    options: MapOptions, models: Iterable[Model], settings: Settings, files: Iterable[str | None]
+) -> dict[str, Any]:
     """What makes the result what it is."""
     hidden = ("out", "resume", "overwrite", "workers")
-    inputs = (options.scene, *_inputs(options, scene), options.normalize)
+    inputs = (options.scene, options.pre, *files, options.normalize)
     groups: dict[str, dict[str, Any]] = {
         "option": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in hidden},
         "setting": asdict(settings),
@@ -223,7 +251,7 @@ def _refine(
     progress.finish()
 
 
-def _provenance(plan: Plan, scene: Scene, limits: Limits, seen: float) -> dict[str, Any]:
+def _provenance(plan: Plan, scene: Scene, limits: Limits, before: Before | None, seen: float) -> dict[str, Any]:
     options, settings = plan.options, plan.settings
     hidden = {f.name for f in fields(Outputs)} | {"resume", "overwrite", "workers", "decided"}
     return {
@@ -243,7 +271,8 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, seen: float) -> dict[s
         },
         "models": models_used(plan.models),
         "normalization": plan.normalizer.to_dict(),
-        "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype},
+        "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype, "clouds": options.clouds},
+        **({} if before is None else {"pre": before.record() | {"action": options.pre_action}}),
         "seen_share": round(seen, 6),
         "area_m2": ground_area(scene.grid),
         "notes": [
@@ -252,5 +281,6 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, seen: float) -> dict[s
             *limits.notes,
             *settings.notes,
             *slope_notes(settings.min_slope, scene),
+            *pre_notes(before, options.pre_action),
         ],
     }

@@ -125,6 +125,7 @@ def open_for(options: MapOptions, card: Card) -> Scene:
         units=options.units,
         s2_offset=options.s2_offset,
         scl=options.scl,
+        clouds=options.clouds,
         wanted=card.bands,
     )
     missing = [b for b in card.bands if b not in scene.bands]

@@ -151,7 +151,9 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         with clock.stage("polygons"):
             seen = Limited(raster, limits) if limits else raster
             products = [*products_for(wanted, seen)]
-            layers = vectorize(seen, terrain, raster.grid.crs, shared, **settings, products=products)
+            layers = vectorize(
+                seen, terrain, raster.grid.crs, shared, **settings, products=products, before=None, old=None
+            )
         progress.finish()
         if limits and not layers.seen_share:
             raise nothing_left(str(options.prob), options.aoi, options.masks)

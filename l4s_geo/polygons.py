@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from rasterio.crs import CRS
 
 from l4s_geo.components import PLACES, Keep, Strip, Totals, Tracer
 from l4s_geo.equal_area import EqualArea, each
+from l4s_geo.novelty import NO, novelty
 from l4s_geo.outlines import Floats, Geometries, Ints
 from l4s_geo.spool import Spool
 
@@ -22,7 +25,10 @@ Layer = NDArray[np.float32] | None
 
 #: What is gathered over the pixels of a landslide beside their places. ``edge`` is 1 beside what was not seen,
 #: ``east`` and ``north`` are the unit vector of the aspect.
-LAYERS = ("edge", "prob", "agreement", "uncertainty", "dem", "slope", "east", "north")
+LAYERS = ("edge", "prob", "agreement", "uncertainty", "dem", "slope", "east", "north", "now", "before")
+
+#: What happens to landslides that are not new; None: they were not compared with what was there before.
+Old = Literal["drop", "flag"] | None
 
 #: Polygons that are in memory at a time.
 PART = 10_000
@@ -44,6 +50,8 @@ class Block:
         slope: (h, w) float32 degrees, NaN where unknown, or None.
         aspect: (h, w) float32 direction that the slope faces, degrees clockwise from north, NaN where unknown
             or flat, or None.
+        now: (h, w) float32 how far pixels stand out from the ground around, NaN where unknown, or None.
+        before: (h, w) float32 likewise before the event, NaN where ``now`` is.
     """
 
     row: int
@@ -53,6 +61,8 @@ class Block:
     dem: Layer = None
     slope: Layer = None
     aspect: Layer = None
+    now: Layer = None
+    before: Layer = None
 
 
 @dataclass(frozen=True)
@@ -61,9 +71,10 @@ class ScenePolygons:
 
     Attributes:
         landslides: One row per landslide, ordered by the first pixel from the top left; valid MultiPolygons; columns
-            ``id area_m2 perimeter_m length_m width_m prob_mean prob_max agreement uncertainty elev_min elev_max
+            ``id area_m2 perimeter_m length_m width_m prob_mean prob_max agreement uncertainty new elev_min elev_max
             relief_m slope_mean slope_max aspect_deg edge geometry``. Length and width are the sides of the smallest
-            rotated rectangle around. What was not given is NaN. An empty result has all columns.
+            rotated rectangle around; ``new`` is as in ``novelty``. What was not given is NaN or None. An empty result
+            has all columns.
         not_seen: Likewise what was not seen: nodata, cloud; columns ``id area_m2 geometry``.
         seen: Number of pixels that were seen.
     """
@@ -83,6 +94,7 @@ def scene_polygons(
     min_slope_deg: float = 0.0,
     max_hole_m2: float = 0.0,
     simplify_m: float = 0.0,
+    old: Old = None,
 ) -> ScenePolygons:
     """Make polygons of the pixels whose probability reaches the threshold, and of those that were not seen.
 
@@ -105,6 +117,7 @@ def scene_polygons(
         simplify_m: Straighten outlines by about this many metres; none will cross another (coverage
             simplification after Visvalingam and Whyatt 1993, doi:10.1179/000870493786962263). This needs all
             landslides at once: they come in one part.
+        old: What happens to landslides that were there before; None where blocks have no ``now`` and ``before``.
 
     Returns:
         The layers, in ``crs``.
@@ -113,7 +126,7 @@ def scene_polygons(
         ValueError: Blocks with gaps or of different width.
         OutputError: The disk is full.
     """
-    tracers = Tracer(LAYERS, _wanted(transform, crs, min_area_m2, min_slope_deg)), Tracer(())
+    tracers = Tracer(LAYERS, _wanted(transform, crs, min_area_m2, min_slope_deg, old)), Tracer(())
     spools = Spool((*PLACES, *LAYERS)), Spool(PLACES)
     seen = 0
     for strips in _strips(blocks, threshold):
@@ -122,24 +135,25 @@ def scene_polygons(
             spool.add(tracer.add(strip))
     for tracer, spool in zip(tracers, spools, strict=True):
         spool.add(tracer.end())
-    landslides = _landslide_parts(spools[0], transform, crs, max_hole_m2, simplify_m)
+    landslides = _landslide_parts(spools[0], transform, crs, max_hole_m2, simplify_m, old)
     return ScenePolygons(landslides, _not_seen_parts(spools[1], transform, crs), seen)
 
 
-def _wanted(transform: Affine, crs: CRS, min_area_m2: float, min_slope_deg: float) -> Keep:
-    """Which components cover an area and are not known to be flat."""
+def _wanted(transform: Affine, crs: CRS, min_area_m2: float, min_slope_deg: float, old: Old) -> Keep:
+    """Which components cover an area and are not known to be flat or old."""
     corner = EqualArea.around(transform, crs, 0, 0)
 
     def keep(totals: Totals) -> NDArray[np.bool_]:
         pixel = corner.pixel_area(totals.mean("column"), totals.mean("row"))
         large = totals.count("place") * pixel >= min_area_m2 * (1 - 1e-9)
-        return large & ~(totals.mean("slope") < min_slope_deg)  # a comparison with NaN is false
+        wanted = large & ~(totals.mean("slope") < min_slope_deg)  # a comparison with NaN is false
+        return wanted & (_new(totals) != NO) if old == "drop" else wanted
 
     return keep
 
 
 def _landslide_parts(
-    spool: Spool, transform: Affine, crs: CRS, max_hole_m2: float, simplify_m: float
+    spool: Spool, transform: Affine, crs: CRS, max_hole_m2: float, simplify_m: float, old: Old
 ) -> Iterator[gpd.GeoDataFrame]:
     metric = EqualArea.around(transform, crs, *_middle(spool.bounds))
     holes, first = np.empty(0, dtype=object), 1
@@ -152,7 +166,7 @@ def _landslide_parts(
         if simplify_m > 0:
             geometry = _simplify(geometry, metric, simplify_m)
         ids = np.arange(first, first + len(geometry))
-        columns = {"id": ids} | _sizes(metric.flat(geometry)) | _statistics(totals)
+        columns = {"id": ids} | _sizes(metric.flat(geometry)) | _statistics(totals, old)
         yield gpd.GeoDataFrame(columns, geometry=geometry, crs=ProjCRS(crs.to_wkt()))
         first += len(ids)
 
@@ -229,7 +243,8 @@ def _landslide_strip(
     aspect = at(block.aspect)
     east, north = (None, None) if aspect is None else (np.sin(np.radians(aspect)), np.cos(np.radians(aspect)))
     values = (
-        edge, at(block.prob), at(block.agreement), at(block.uncertainty), at(block.dem), at(block.slope), east, north
+        edge, at(block.prob), at(block.agreement), at(block.uncertainty), at(block.dem), at(block.slope), east, north,
+        at(block.now), at(block.before),
     )  # fmt: skip
     return Strip(block.row, mask, dict(zip(LAYERS, values, strict=True)))
 
@@ -304,8 +319,13 @@ def _sizes(flat: Geometries) -> dict[str, Floats]:
     }
 
 
-def _statistics(totals: Totals) -> dict[str, NDArray[np.generic]]:
-    """Attributes of pixels: confidence and terrain."""
+def _new(totals: Totals) -> NDArray[np.object_]:
+    """Which components are new."""
+    return novelty(totals.count("place"), totals.count("before"), totals.mean("now"), totals.mean("before"))
+
+
+def _statistics(totals: Totals, old: Old) -> dict[str, Any]:
+    """Attributes of pixels by name: confidence, what was there before, and terrain."""
     east, north = totals.mean("east"), totals.mean("north")
     # The second modulo: the first one makes 360 of what is a hair below 0
     aspect = np.degrees(np.arctan2(east, north)) % 360 % 360
@@ -315,6 +335,7 @@ def _statistics(totals: Totals) -> dict[str, NDArray[np.generic]]:
         "prob_max": totals.high("prob"),
         "agreement": totals.mean("agreement"),
         "uncertainty": totals.mean("uncertainty"),
+        "new": pd.array([None] * len(totals) if old is None else _new(totals), dtype="string"),
         "elev_min": low,
         "elev_max": high,
         "relief_m": high - low,

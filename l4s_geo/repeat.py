@@ -21,7 +21,7 @@ from l4s_geo.settings import Decided, MapOptions, Preset, Settings
 from l4s_geo.tiling import PATCH
 
 #: Options that cannot change the statistics of the scene; what is not named here, can.
-HARMLESS = QUIET | {"aoi", "preset", "tta", "crf", "simplify", "device", "dtype", "batch_size"}
+HARMLESS = QUIET | {"aoi", "pre", "pre_action", "preset", "tta", "crf", "simplify", "device", "dtype", "batch_size"}
 HARMLESS |= {f.name for f in fields(Preset)}
 
 #: What decides a setting that is not called like its option.
@@ -96,7 +96,7 @@ def _prints(entry: Any) -> list[tuple[Any, Any]]:
 
 def _paths(name: str, value: str | Sequence[str]) -> list[str]:
     """Paths that an option stands for now."""
-    if name == "scene":
+    if name in ("scene", "pre"):
         return list(select(str(value)).paths)
     return [value] if isinstance(value, str) else [*value]
 

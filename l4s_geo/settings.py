@@ -66,6 +66,9 @@ class MapOptions:
         units: ``auto``, ``dn``, ``reflectance``, ``byte``.
         s2_offset: ``auto``, ``0``, ``-1000``: added to digital numbers.
         scl: Leave out what the scene classification of a Level-2A product calls cloud, shadow or snow.
+        clouds: Leave out what looks like cloud in the bands of a Level-1C scene.
+        pre: Scene from before the event, as ``scene``; says which landslides are new.
+        pre_action: What happens to landslides that are not new: ``drop`` or ``flag``.
         models: Names or directories; none means the bundled ensemble.
         prob: Probability raster to write.
         density: Raster of landslide area per square kilometre to write.
@@ -101,6 +104,9 @@ class MapOptions:
     units: str = "auto"
     s2_offset: str = "auto"
     scl: bool = True
+    clouds: bool = False
+    pre: str | None = None
+    pre_action: str = "drop"
     models: tuple[str, ...] = ()
     prob: Path | None = None
     density: Path | None = None

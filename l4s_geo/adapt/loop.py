@@ -90,7 +90,7 @@ def adapt(options: AdaptOptions, progress: Progress) -> Adapted:
             return _finished(options)
         copies = [options.out / "targets" / t.name for t in targets]
         images = [
-            copy_target(t, folder, bands, resolution, aoi=options.aoi, masks=options.masks)
+            copy_target(t, folder, bands, resolution, aoi=options.aoi, masks=options.masks, clouds=options.clouds)
             for t, folder in zip(targets, copies, strict=True)
         ]
         if labels:

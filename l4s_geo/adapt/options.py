@@ -34,6 +34,7 @@ class AdaptOptions:
         truth: Labels of each scene, in the order of the scenes, that only figures are made from; none, or for all.
         aoi: Polygons; only what lies inside is used.
         masks: Rasters or polygons of what is not to be used.
+        clouds: What looks like cloud is not to be used, as in ``open_scene``.
         bands: Names of the scenes' bands in file order.
         networks: Architectures that learn instead of the model's own.
         rounds: Instead of the method's.
@@ -56,6 +57,7 @@ class AdaptOptions:
     truth: tuple[str, ...] = ()
     aoi: Path | None = None
     masks: tuple[Path, ...] = ()
+    clouds: bool = False
     bands: tuple[str, ...] | None = None
     networks: tuple[str, ...] = ()
     rounds: int | None = None

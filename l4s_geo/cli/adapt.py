@@ -41,6 +41,7 @@ from l4s_geo.cli.options import FILE, Number, device_options, emit, names, repor
     metavar="FILE",
     help="Clouds and other ground not to be used: polygons, or a raster that is not 0 there. Repeatable.",
 )
+@click.option("--clouds", is_flag=True, help="Use nothing that looks like cloud, as `map --clouds` does.")
 @click.option(
     "--truth",
     multiple=True,

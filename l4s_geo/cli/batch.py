@@ -16,6 +16,7 @@ from l4s_geo.cli.options import (
     limit_options,
     map_options,
     polygon_options,
+    pre_options,
     report_options,
     reporting,
     run_options,
@@ -65,6 +66,7 @@ def part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, i
 )
 @scene_options
 @limit_options
+@pre_options
 @map_options
 @polygon_options
 @device_options
@@ -88,7 +90,7 @@ def command(
     """Map many SCENES, one after another.
 
     A word is a scene, a pattern in quotes ('scenes/*.tif'), or a list: a .txt file with one scene a
-    line, or a .csv file with the column scene and, if wanted, dem, slope and name. What fails does not stop
+    line, or a .csv file with the column scene and, if wanted, dem, slope, pre and name. What fails does not stop
     the rest. With --resume, scenes whose result is there are left alone, and one that was
     interrupted goes on.
 

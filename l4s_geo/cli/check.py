@@ -29,6 +29,7 @@ def command(
     units: str,
     s2_offset: str,
     scl: bool,
+    clouds: bool,
     models: tuple[str, ...],
     stats: Path | None,
     as_json: bool,
@@ -47,7 +48,9 @@ def command(
         if stats:
             check_output(stats, (".json",))
         cards = [load_card(name) for name in models or (DEFAULT,)]
-        report = check_scene(scene, cards, bands=bands, dem=dem, slope=slope, units=units, s2_offset=s2_offset, scl=scl)
+        report = check_scene(
+            scene, cards, bands=bands, dem=dem, slope=slope, units=units, s2_offset=s2_offset, scl=scl, clouds=clouds
+        )
         if stats and report.statistics:
             with atomic(stats) as part:
                 report.statistics.save(part)

@@ -17,6 +17,7 @@ from l4s_geo.cli.options import (
     map_options,
     picture_options,
     polygon_options,
+    pre_options,
     report_options,
     reporting,
     run_options,
@@ -58,6 +59,7 @@ def read(ctx: click.Context, param: click.Parameter, value: Path | None) -> Reco
 )
 @scene_options
 @limit_options
+@pre_options
 @click.option("--prob", type=FILE, help="Also write the probabilities, as a Cloud-Optimized GeoTIFF.")
 @click.option("--density", type=FILE, help="Also write landslide area per km2, in cells of 1 km, as a GeoTIFF.")
 @click.option("--stac", type=FILE, help="Also write a STAC item (.json) that describes the outputs, and the model's.")

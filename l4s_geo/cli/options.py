@@ -61,6 +61,12 @@ def scene_options(command: F) -> F:
             "cloud, snow or defective.",
         ),
         click.option(
+            "--clouds",
+            is_flag=True,
+            help="Leave out what looks like cloud: bright and white in B2, B3 and B4, or bright in B10. For Level-1C "
+            "scenes, which have no classification; look at not_seen, for fresh scars are bright too.",
+        ),
+        click.option(
             "--s2-offset",
             type=OFFSETS,
             default="auto",
@@ -99,6 +105,26 @@ def limit_options(command: F) -> F:
             help="Clouds and other ground not to be mapped: polygons, or a raster that is not 0 there. Repeatable.",
         ),
         click.option("--aoi", metavar="FILE", help="Map only what lies inside these polygons, any vector file."),
+    ):
+        command = option(command)
+    return command
+
+
+def pre_options(command: F) -> F:
+    """What was there before the event."""
+    for option in (
+        click.option(
+            "--pre-action",
+            type=click.Choice(["drop", "flag"]),
+            default="drop",
+            show_default=True,
+            help="Landslides that --pre shows as bare ground already: leave them out, or keep them with `new` = no.",
+        ),
+        click.option(
+            "--pre",
+            metavar="SCENE",
+            help="Scene from before the event, in any form that SCENE may have: tells which landslides are new.",
+        ),
     ):
         command = option(command)
     return command

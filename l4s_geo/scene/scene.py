@@ -17,7 +17,9 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window
 
 from l4s_geo.errors import InputError
+from l4s_geo.scene import clouds as cloud_test
 from l4s_geo.scene.bands import TERRAIN_BANDS
+from l4s_geo.scene.clouds import Cloudless
 from l4s_geo.scene.grid import Grid, model_grid
 from l4s_geo.scene.layer import Layer, band_layers, terrain_layers
 from l4s_geo.scene.raster import Raster
@@ -71,7 +73,8 @@ class Scene:
         self.radiometry = Radiometry(1.0 if units == "reflectance" else FULL)
         self.grid, self.native_crs, self.units, self.bands = grid, native_crs, units, tuple(bands)
         self.notes = list(notes)
-        self._layers, self._stack = tuple(layers), stack
+        self._layers: tuple[Layer | ClearSky | Cloudless, ...] = tuple(layers)
+        self._stack = stack
 
     def read(self, window: Window, bands: Sequence[str] | None = None) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Pixels of a window.
@@ -110,6 +113,11 @@ class Scene:
         if min(window.col_off, window.row_off) < 0 or right > self.grid.width or bottom > self.grid.height:
             raise ValueError(f"{window} is not inside the scene's {self.grid.width} x {self.grid.height} pixels.")
 
+    def hide(self, layer: Cloudless, scene: Scene) -> None:
+        """Let what a layer does not see be invalid; it reads from a scene that is closed with this one."""
+        self._layers = (*self._layers, layer)
+        self._stack.enter_context(scene)
+
     def close(self) -> None:
         """Close all files."""
         self._stack.close()
@@ -133,7 +141,9 @@ def open_scene(
     units: str = "auto",
     s2_offset: str = "auto",
     scl: bool = True,
+    clouds: bool = False,
     wanted: Sequence[str] | None = None,
+    grid: Grid | None = None,
 ) -> Scene:
     """Open a scene for reading window by window; nothing is read whole.
 
@@ -151,8 +161,10 @@ def open_scene(
         s2_offset: To be added to digital numbers: ``auto``, as the metadata of a product or item say, none for other
             files; ``0``, none; ``-1000``, that of processing baseline 04.00 and newer for files without metadata.
         scl: Whether what the scene classification of a Level-2A product calls cloud, shadow or snow is not valid.
+        clouds: Whether what ``l4s_geo.scene.clouds`` takes for cloud is not valid; it reads the bands that it needs.
         wanted: Spectral bands to read. The others are left alone, also in what is valid; so terrain is always there.
             All of them are read if not given, or if one is missing.
+        grid: To lay the scene on, instead of one that fits it; what the scene does not cover is not valid.
 
     Raises:
         InputError: The input cannot be used; the message says what, where and what to do.
@@ -162,9 +174,9 @@ def open_scene(
     with ExitStack() as stack:
         selection = select(path)
         given = [name for name, raster in (("dem", dem), ("slope", slope)) if raster is not None]
-        source = open_source(selection, bands, given, stack, wanted)
+        source = open_source(selection, bands, given, stack, None if clouds else wanted)
         native = min((r.grid for r in source.rasters), key=lambda g: math.prod(g.pixel_size_m()))
-        grid = model_grid(native, resolution)
+        grid = model_grid(native, resolution) if grid is None else grid
         terrain = source.terrain | _terrain_rasters({"dem": dem, "slope": slope}, stack)
         rasters = _picked(source.rasters, wanted)
         inside = [n for r in rasters for n in r.names if n]
@@ -188,6 +200,11 @@ def open_scene(
         values = _sample(scene, thorough=bool(doubtful) or any("float" in kind for kind in kinds))
         scene.units = settle_units(units, kinds, values, scene.source)
         _settle_radiometry(scene, s2_offset, values, product)
+        if clouds:
+            names = [n for r in source.rasters for n in r.names]
+            tested = cloud_test.usable(names, scene.source, scene.units)
+            own = open_scene(path, bands=bands, units=units, s2_offset=s2_offset, scl=False, wanted=tested, grid=grid)
+            _hide_clouds(scene, own, tested)
     except BaseException:
         scene.close()
         raise
@@ -234,6 +251,15 @@ def _clear_sky(classification: Raster | None, grid: Grid) -> Iterator[ClearSky]:
     """The mask of a scene classification, if there is one."""
     if classification is not None:
         yield ClearSky(Layer([classification], ("SCL",), grid, Resampling.nearest))
+
+
+def _hide_clouds(scene: Scene, own: Scene, bands: Sequence[str]) -> None:
+    """Take clouds out of a scene, which are looked for in another one, of the bands of the test."""
+    scene.hide(Cloudless(own), own)
+    if cloud_test.CIRRUS in bands:
+        found = [own.read(window, [cloud_test.CIRRUS]) for window in _spread(own.grid)]
+        cloud_test.check_offset(np.concatenate([image[0][valid] for image, valid in found]), scene.source)
+    scene.notes += cloud_test.notes(bands)
 
 
 def _settle_radiometry(scene: Scene, asked: str, values: NDArray[np.float32], product: Product | Item | None) -> None:

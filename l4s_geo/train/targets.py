@@ -120,6 +120,7 @@ def copy_target(
     *,
     aoi: Path | None = None,
     masks: Sequence[Path] = (),
+    clouds: bool = False,
 ) -> Path:
     """Write ``image.tif``: whole digital numbers on the grid that networks work on; nothing is held in memory.
 
@@ -133,22 +134,23 @@ def copy_target(
         aoi: Polygons; pixels outside are written as not valid.
         masks: Clouds and other ground that is not to be used, written as not valid: polygons, or rasters of one band
             in any CRS (nearest pixel), where everything but 0 and nodata is masked.
+        clouds: Likewise what looks like cloud, as in ``open_scene``.
 
     Returns:
         Its path; a copy that is there is kept.
 
     Raises:
-        InputError: A file is damaged or cannot be used, no valid pixel is left, or ``aoi`` or ``masks`` are given
-            for patches.
+        InputError: A file is damaged or cannot be used, no valid pixel is left, or ``aoi``, ``masks`` or
+            ``clouds`` are given for patches.
         OutputError: There is no space.
     """
     path = folder / IMAGE
     if path.is_file():
         return path
-    if target.apart and (aoi or masks):
+    if target.apart and (aoi or masks or clouds):
         raise InputError(
-            f"{target.path} holds patches; an area of interest and masks go with scenes only. Leave --aoi and --mask "
-            "away, or give the scene that the patches were cut from."
+            f"{target.path} holds patches; an area of interest and masks go with scenes only. Leave --aoi, --mask "
+            "and --clouds away, or give the scene that the patches were cut from."
         )
     part = folder / f"part-{IMAGE}"
     with writing(path):
@@ -157,7 +159,7 @@ def copy_target(
             if target.apart:
                 _copy_patches(target, part, bands)
             else:
-                _copy_scene(target, part, bands, resolution, aoi, masks)
+                _copy_scene(target, part, bands, resolution, aoi, masks, clouds)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -173,10 +175,16 @@ def _copy_patches(target: Target, path: Path, bands: Sequence[str]) -> None:
 
 
 def _copy_scene(
-    target: Target, path: Path, bands: Sequence[str], resolution: float, aoi: Path | None, masks: Sequence[Path]
+    target: Target,
+    path: Path,
+    bands: Sequence[str],
+    resolution: float,
+    aoi: Path | None,
+    masks: Sequence[Path],
+    clouds: bool,
 ) -> None:
     with (
-        open_scene(target.path, bands=target.bands, resolution=resolution, units=target.units) as scene,
+        open_scene(target.path, bands=target.bands, resolution=resolution, units=target.units, clouds=clouds) as scene,
         open_limits(scene.grid, target.path, aoi, masks) as limits,
     ):
 
