@@ -306,9 +306,10 @@ def test_a_run_is_not_resumed_with_another_calibration(place: Path, monkeypatch:
         raise KeyboardInterrupt
 
     options = MapOptions("valley/rgb.tif", Path("out.gpkg"), models=("fitted",), device="cpu", dtype="fp32")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(pipeline, "vectorize", breaks)
-        map_scene(options, Silent())
+        with pytest.raises(KeyboardInterrupt):
+            map_scene(options, Silent())
     path = place / "fitted" / "card.json"
     values = json.loads(path.read_text())
     values["calibration"]["intercept"] += 0.1
@@ -328,11 +329,3 @@ def test_uncertainty_of_a_landslide_is_that_of_its_surest_pixel(place: Path) -> 
         assert row.uncertainty == pytest.approx(1 - sure, abs=1e-6)
     assert found.uncertainty.between(0, 1).all()
     assert np.ptp(found.uncertainty) > 0.01
-
-
-def test_patches_get_the_same_masks() -> None:
-    """``predict-patches`` averages patches by itself."""
-    members = torch.rand(64, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    line = Calibrations(((2, HALF),))
-    plain = members.mean(1) >= 0.42
-    assert torch.equal(line.mean(members.movedim(1, 0)) >= HALF.apply(0.42), plain)

@@ -39,7 +39,7 @@ def calibrate(name: str, data: DataOptions, out: Path) -> Card:
     networks = [registry.load_network(model, n) for n in card.networks]
     ensemble = Ensemble(networks, device, choose_dtype("auto", device))
     outcomes = Outcomes()
-    for prob, truth in answers(ensemble, _areas(data, card), PATCH):
+    for prob, truth in answers(ensemble, areas_of(data, card), PATCH):
         outcomes.update(prob, truth)
     found = calibration_on(outcomes, data.validate or [Path(scene).name for scene in data.scenes])
     if not found:
@@ -55,7 +55,7 @@ def calibrate(name: str, data: DataOptions, out: Path) -> Card:
     return calibrated
 
 
-def _areas(data: DataOptions, card: Card) -> list[Area]:
+def areas_of(data: DataOptions, card: Card) -> list[Area]:
     """The blocks, as the networks want to see them."""
     wanted = replace(data, bands=card.bands, compression=card.compression, resolution=card.resolution_m)
 
