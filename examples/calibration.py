@@ -23,6 +23,7 @@ import rasterio
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from rasterio.windows import Window
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import entr, expit, logit
 
@@ -104,23 +105,44 @@ METHODS = {
 }
 
 
-def compare_methods(members: NDArray[np.float32], truth: NDArray[np.uint8], threshold: float) -> Iterator[Row]:
+def labelled(prob: NDArray[np.float32], truth: NDArray[np.uint8]) -> tuple[Floats, NDArray[np.bool_], Any]:
+    """Probability and truth of the labelled pixels that were seen, and where they are."""
+    known = (truth != 255) & np.isfinite(prob)
+    return np.clip(prob[known].astype(np.float64), 1e-7, 1 - 1e-7), truth[known] == 1, np.nonzero(known)
+
+
+def method_rows(case: str, name: str, found: Floats, landslide: NDArray[np.bool_], mapped: Any) -> Iterator[Row]:
+    """Figures of calibrated probabilities."""
+    p, one = np.clip(found, 1e-7, 1 - 1e-7), np.zeros(len(found), np.int64)
+    score = calibration_score(calibration_sums(found.astype(np.float32), landslide, mapped, one, 1)).score()
+    score["log_loss"] = float(-np.where(landslide, np.log(p), np.log1p(-p)).mean())
+    for figure, value in score.items():
+        yield {"table": "methods", "case": case, "name": name, "figure": figure, "value": value}
+
+
+def compare_methods(said: NDArray[np.float32], truth: NDArray[np.uint8], threshold: float) -> Iterator[Row]:
     """Each method on blocks that it was not fitted to."""
-    known = (truth != 255) & np.isfinite(members).all(axis=0)
-    prob = np.clip(members.mean(axis=0)[known].astype(np.float64), 1e-7, 1 - 1e-7)
-    landslide, (row, column) = truth[known] == 1, np.nonzero(known)
+    prob, landslide, (row, column) = labelled(said, truth)
     blocks = np.unique(row // BLOCK * 1000 + column // BLOCK, return_inverse=True)[1]
     fold = np.random.default_rng(0).permutation(blocks.max() + 1)[blocks] % FOLDS
     for name, method in METHODS.items():
         found = np.empty_like(prob)
         for k in range(FOLDS):
             found[fold == k] = method(prob[fold != k], landslide[fold != k].astype(float))(prob[fold == k])
-        p = np.clip(found, 1e-7, 1 - 1e-7)
-        one = np.zeros(len(p), np.int64)
-        sums = calibration_sums(found.astype(np.float32), landslide, prob >= threshold, one, 1)
-        loss = float(-np.where(landslide, np.log(p), np.log1p(-p)).mean())
-        for figure, value in (calibration_score(sums).score() | {"log_loss": loss}).items():
-            yield {"table": "methods", "case": "validation", "name": name, "figure": figure, "value": value}
+        yield from method_rows("validation, left-out blocks", name, found, landslide, prob >= threshold)
+
+
+def transfer_methods(
+    said: NDArray[np.float32], truth: NDArray[np.uint8], threshold: float, raster: Path, labels: Path
+) -> Iterator[Row]:
+    """Each method, fitted to the validation rows, on the held-out rows."""
+    window = Window(0, TEST[0], truth.shape[1], TEST[1] - TEST[0])
+    with rasterio.open(raster) as prob, rasterio.open(labels) as true:
+        elsewhere, wanted, _ = labelled(prob.read(1, window=window), true.read(1, window=window))
+    prob, landslide, _ = labelled(said, truth)
+    for name, method in METHODS.items():
+        found = method(prob, landslide.astype(float))(elsewhere)
+        yield from method_rows("held-out rows", name, found, wanted, elsewhere >= threshold)
 
 
 # --- ways of ranking errors, on the validation rows ------------------------------------------------------------------
@@ -304,8 +326,9 @@ def main() -> None:
     data = DataOptions((str(given.scenes / "taitung"),), validate=("taitung:{}-{}".format(*VALIDATION),))
     (area,) = areas_of(data, card)
     members = answers(area, [registry.load_network(model, n) for n in card.networks])
-    rows = [*compare_methods(members, area.truth[:], before_at)]
-    rows += compare_rankings(members, area.truth[:], calibration, at)
+    said, truth = members.mean(axis=0), area.truth[:]
+    rows = [*compare_methods(said, truth, before_at)]
+    rows += compare_rankings(members, truth, calibration, at)
 
     hokkaido = given.scenes / "hokkaido" / "labels.tif"
     taitung = (str(given.scenes / "taitung" / "rgb.tif"), given.scenes / "taitung" / "labels.tif")
@@ -319,6 +342,8 @@ def main() -> None:
     for case in cases:
         prob = mapped(case, given.model, given.out)
         raw = without(prob, calibration, given.out / "before.tif")
+        if case.rows == TEST:
+            rows += transfer_methods(said, truth, before_at, raw, case.truth)
         pair = [
             evaluate(path, case.truth, threshold=threshold, rows=case.rows, aoi=case.aoi, details=True)
             for path, threshold in ((raw, before_at), (prob, at))
