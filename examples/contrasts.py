@@ -164,8 +164,8 @@ class Bench:
         ensemble = Ensemble(self.networks(cards), device, choose_dtype("auto", device), **how)
         taitung, hokkaido = self.area("taitung", cards[0]), self.area("hokkaido", cards[0])
         if threshold is None:
-            found, _ = tune(ensemble.networks, [taitung.rows(*VALIDATION)], device, ensemble.dtype, 128)
-            threshold = found["balanced"]
+            found = tune(ensemble.networks, [taitung.rows(*VALIDATION)], device, ensemble.dtype, 128)
+            threshold = found.thresholds["balanced"]
         return {"threshold": round(threshold, 3)} | _figures(
             lambda area: threshold_curve(ensemble, [area], 128, 0.25).counts_at(threshold),
             {"taitung": taitung.rows(*TEST), "hokkaido": hokkaido},
@@ -173,7 +173,7 @@ class Bench:
 
     def crf_figures(self, card: Card) -> dict[str, Any]:
         """What the CRF, tuned on the validation rows, makes of a model's probabilities."""
-        device, threshold = torch.device("cpu"), card.thresholds["balanced"]
+        device, threshold = torch.device("cpu"), card.uncalibrated().thresholds["balanced"]
         ensemble = Ensemble(self.networks([card]), device, choose_dtype("auto", device))
         taitung, hokkaido = self.area("taitung", card), self.area("hokkaido", card)
         tuned = tune_crf(ensemble, [taitung.rows(*VALIDATION)], threshold, 128, 96)
@@ -212,7 +212,7 @@ def run(bench: Bench, path: Path, only: Sequence[str]) -> None:
     for case in cases():
         if (case.group, case.name) not in done and (not only or case.group in only):
             card = bench.train(case)
-            row = spent(bench, case, card) | bench.figures([card], card.thresholds["balanced"])
+            row = spent(bench, case, card) | bench.figures([card], card.uncalibrated().thresholds["balanced"])
             append(path, {"group": case.group, "name": case.name} | row)
     if not all((bench.models / f"base-base,-seed-{seed}").is_dir() for seed in (1, 2, 3)):
         return
@@ -222,7 +222,7 @@ def run(bench: Bench, path: Path, only: Sequence[str]) -> None:
         ("CRF", "base, seed 1, with CRF"): lambda: bench.crf_figures(first),
         ("ensemble", "base, mean of the three seeds"): lambda: bench.figures(seeds, None),
         ("ensemble", "base, seed 1, mean of eight turns"): lambda: bench.figures(
-            [first], first.thresholds["balanced"], tta=True
+            [first], first.uncalibrated().thresholds["balanced"], tta=True
         ),
     }
     for (group, name), figures in derived.items():

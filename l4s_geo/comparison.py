@@ -66,10 +66,12 @@ class Pair:
     Attributes:
         grid: The common grid.
         has_probabilities: Whether the prediction is a raster of probabilities.
+        threshold: Probability from which on such a raster was mapped, None where it does not say.
     """
 
     grid: Grid
     has_probabilities: bool
+    threshold: float | None
     _prob: Layer
     _uncertainty: Layer | None
     _truth: Layer
@@ -103,6 +105,7 @@ class Pair:
         return cls(
             grid=grid,
             has_probabilities=raster is not None,
+            threshold=raster.threshold if raster else None,
             _prob=mapped.on(grid),
             _uncertainty=raster.on(grid, raster.uncertainty) if raster and raster.uncertainty else None,
             _truth=reference.on(grid),
@@ -206,6 +209,15 @@ def _common_grid(pred: _Raster | _Vector, truth: _Raster | _Vector, area: _Vecto
     return Grid(crs, transform, ceil(east.max()) - left, top - floor(south.min()))
 
 
+def _share(text: str) -> float | None:
+    """A number from 0 to 1, or None."""
+    try:
+        found = float(text)
+    except ValueError:
+        return None
+    return found if 0 <= found <= 1 else None
+
+
 class _Raster:
     """One side of the comparison as band 1 of a raster.
 
@@ -216,6 +228,7 @@ class _Raster:
         grid: Its own.
         is_mask: Whether it is a mask.
         uncertainty: Number of the band that is called so, None without one.
+        threshold: What ``map --prob`` noted, None without such a note.
     """
 
     def __init__(self, path: str, stack: ExitStack) -> None:
@@ -228,6 +241,7 @@ class _Raster:
         self.is_mask = np.issubdtype(np.dtype(d.dtypes[0]), np.integer)
         named = [i for i, name in enumerate(d.descriptions, 1) if name == "uncertainty"]
         self.uncertainty = named[0] if named else None
+        self.threshold = _share(d.tags().get("THRESHOLD", ""))
         if self.is_mask and d.nodata == 0:
             raise InputError(
                 f"{path} has 0 as nodata, so background cannot be told from unknown. Mark unknown pixels "

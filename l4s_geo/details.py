@@ -36,12 +36,14 @@ SIZE_NAMES = (
     f"{SIZES[-1]:,} m² and more",
 )
 
-#: What errors are ranked by. The probability's doubt is how likely an answer is wrong if the probability is right.
+#: What errors are ranked by. The probability's doubt is how likely an answer is wrong if the probability is right; the
+#: networks' disagreement, the band ``uncertainty``, is added to it. The uncertainty of an object is that of its surest
+#: pixel, as in the polygons that ``map`` draws.
 DOUBTS = {
     "probability": "pixels, by the probability's own doubt",
-    "uncertainty": "pixels, by the band uncertainty",
-    "objects_probability": "mapped objects, by the probability's own doubt",
-    "objects_uncertainty": "mapped objects, by the band uncertainty",
+    "uncertainty": "pixels, with the networks' disagreement",
+    "objects_probability": "mapped objects, by the probability's mean doubt",
+    "objects_uncertainty": "mapped objects, by their uncertainty",
 }
 
 
@@ -230,7 +232,7 @@ class Tally:
             self._curve.update(prob, np.where(known, landslide, IGNORE).astype(np.uint8))
             doubts["probability"] = np.where(mapped, 1 - prob, prob)
         if strip.uncertainty is not None:
-            doubts["uncertainty"] = strip.uncertainty[core]
+            doubts["uncertainty"] = np.minimum(doubts["probability"] + strip.uncertainty[core], np.float32(1))
         self._pairs.add(mapped, landslide, known, strip.pixel_m2, doubts)
         if self._curve is not None:
             self._add_pixels(prob, mapped, landslide, known, doubts)
@@ -263,9 +265,10 @@ class Tally:
         }
         if self._curve is not None:
             found["calibration"] = calibration_score(np.concatenate(self._calibration)[labelled])
+        by_object = {"probability": mapped.means, "uncertainty": mapped.lows}
         for name, parts in self._risks.items():
             found[name] = risk_score(np.concatenate(parts)[labelled])
-            found[f"objects_{name}"] = risk_score(_object_risk(mapped, mapped.means[name], blocks))
+            found[f"objects_{name}"] = risk_score(_object_risk(mapped, by_object[name][name], blocks))
         return found
 
     def details(self, measures: Mapping[str, Blocked], intervals: Mapping[str, dict[str, Interval]]) -> Details:

@@ -85,7 +85,7 @@ def evaluate(
     pred: str | Path,
     truth: str | Path,
     *,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     rows: tuple[int, int] | None = None,
     aoi: str | Path | None = None,
     exclude: str | Path | None = None,
@@ -102,7 +102,7 @@ def evaluate(
     Args:
         pred: Probability raster (float, 0 to 1), mask (integer, 0 and 1), or polygons.
         truth: Label raster (0 background, 1 landslide, 255 or nodata unknown) or polygons.
-        threshold: Pixels of at least this probability count as mapped.
+        threshold: Pixels of at least this probability count as mapped; None: as the raster itself says, else 0.5.
         rows: First row and end of the rows of the common grid to compare; None compares all.
         aoi: Polygons to compare inside of, or a raster whose extent is meant; None compares everywhere.
         exclude: Polygons whose pixels are not counted, such as those that a model has learnt from.
@@ -114,13 +114,14 @@ def evaluate(
         InputError: A file is missing, unreadable or holds other values, a CRS is missing, the inputs do not
             overlap, or no labelled pixel is left.
     """
-    if not 0 <= threshold <= 1:
+    if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"The threshold must lie between 0 and 1, got {threshold:g}.")
     blocks: list[Counts] = []
     unseen = 0
     with rasterio.Env(**GDAL_OPTIONS), ExitStack() as stack:
         pair = Pair.open(pred, truth, stack, aoi, exclude)
         first, end = _checked_rows(rows, pair.grid)
+        threshold = next((t for t in (threshold, pair.threshold) if t is not None), 0.5)
         tally = Tally(BLOCK, threshold, tolerance, pair) if details else None
         for strip in pair.strips(first, end, BLOCK, tally.halo if tally else 0):
             known, prob = strip.known[strip.core], strip.prob[strip.core]

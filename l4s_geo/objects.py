@@ -49,6 +49,7 @@ class Objects:
         overlap: (n,) bool, matched by overlap.
         iou: (n,) bool, matched by intersection over union.
         means: By layer the (n,) mean over its pixels, NaN where one of them is NaN.
+        lows: Likewise the lowest.
     """
 
     area_m2: Floats
@@ -56,6 +57,7 @@ class Objects:
     overlap: Bools
     iou: Bools
     means: Mapping[str, Floats]
+    lows: Mapping[str, Floats]
 
 
 class ObjectPairs:
@@ -63,7 +65,7 @@ class ObjectPairs:
 
     Args:
         block: Columns of a block, in pixels; its rows are those of a strip.
-        layers: Names of what mapped objects get means of.
+        layers: Names of what mapped objects get the mean and the lowest value of.
     """
 
     def __init__(self, block: int, layers: Sequence[str] = ()) -> None:
@@ -115,6 +117,7 @@ class _Side:
         self._links: list[Ints] = [np.empty((2, 0), np.int64)]
         self._first: list[Ints] = [np.empty(0, np.int64)]
         self._sums: list[Floats] = [np.empty((3 + len(layers), 0))]
+        self._lows: list[Floats] = [np.empty((len(layers), 0))]
 
     def add(self, mask: Bools, known: Bools, pixel_m2: float, layers: Mapping[str, NDArray[np.float32]]) -> Ints:
         """The piece (h, w) that each pixel belongs to, -1 for none."""
@@ -129,8 +132,9 @@ class _Side:
         rows, columns = np.nonzero(mask)
         owner, labelled = piece[rows, columns] - self._pieces, known[rows, columns]
         weights = [np.ones(len(owner)), labelled, np.full(len(owner), pixel_m2)]
-        weights += [layers[name][rows, columns].astype(np.float64) for name in self._layers]
-        self._sums.append(np.stack([np.bincount(owner, w, number) for w in weights]))
+        values = [layers[name][rows, columns].astype(np.float64) for name in self._layers]
+        self._sums.append(np.stack([np.bincount(owner, w, number) for w in weights + values]))
+        self._lows.append(np.stack([_lowest(owner, v, number) for v in values]) if values else np.empty((0, number)))
         first = np.full(number, np.iinfo(np.int64).max)
         np.minimum.at(first, owner[labelled], self._blocks + columns[labelled] // self._block)
         self._first.append(first)
@@ -151,7 +155,15 @@ class _Side:
         np.minimum.at(block, group, np.concatenate(self._first))
         pixels, labelled, area = sums[:3]
         means = {name: total / pixels for name, total in zip(self._layers, sums[3:], strict=True)}
-        return _Joined(group, pixels, labelled, area, block, means)
+        lows = {n: _lowest(group, low, number) for n, low in zip(self._layers, np.hstack(self._lows), strict=True)}
+        return _Joined(group, pixels, labelled, area, block, means, lows)
+
+
+def _lowest(owner: Ints, values: Floats, number: int) -> Floats:
+    """(number,) lowest value of each owner, NaN where one is NaN."""
+    low = np.full(number, np.inf)
+    np.minimum.at(low, owner, values)
+    return low
 
 
 @dataclass(frozen=True)
@@ -164,13 +176,14 @@ class _Joined:
     area_m2: Floats
     block: Ints
     means: Mapping[str, Floats]
+    lows: Mapping[str, Floats]
 
     def matched(self, overlap: Ints, iou: Ints) -> Objects:
         """Those that count, with which of all are matched."""
         counted = self.labelled > self.pixels / 2
         overlaps, same = (np.isin(np.arange(len(counted)), which)[counted] for which in (overlap, iou))
-        means = {name: values[counted] for name, values in self.means.items()}
-        return Objects(self.area_m2[counted], self.block[counted], overlaps, same, means)
+        means, lows = ({name: v[counted] for name, v in by_name.items()} for by_name in (self.means, self.lows))
+        return Objects(self.area_m2[counted], self.block[counted], overlaps, same, means, lows)
 
 
 def object_score(mapped: Objects, reference: Objects, blocks: Ints) -> Blocked:

@@ -100,7 +100,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                     _fill(raster, rows, notes, progress)
                 if settings.crf is not None:
                     with clock.stage("crf"):
-                        _refine(scene, plan.normalizer, raster, settings.crf, options.workers, progress)
+                        _refine(scene, plan, raster, settings.crf, progress)
                 products = [*products_for(wanted, raster, scene, before.earlier if before else None)]
                 shared = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
                 with clock.stage("polygons"):
@@ -181,6 +181,7 @@ def _asked(
         "option": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in hidden},
         "setting": asdict(settings),
         "model": {m.card.name: [n.sha256 for n in m.card.networks] for m in models},
+        "calibration of": {m.card.name: m.card.calibration for m in models},
         "input": {str(path): stamp(path) for path in inputs if path is not None},
         "version of": versions(),
     }
@@ -226,26 +227,30 @@ def _fill(raster: WorkRaster, found: Generator[Rows], notes: Journal, progress: 
 
 def _refine(
     scene: Scene,
-    normalizer: Normalizer,
+    plan: Plan,
     raster: WorkRaster,
     params: crf.CrfParams,
-    workers: int | None,
     progress: Progress,
 ) -> None:
-    """Put refined probabilities in place of those of the networks, which stay: blocks are read around themselves."""
+    """Put refined probabilities in place of those of the networks, which stay: blocks are read around themselves.
+
+    The CRF weighs what the image says against what the networks say, so it gets that, and its answer is calibrated.
+    """
     h, w = scene.grid.shape
+    normalizer, calibrations = plan.normalizer, plan.calibrations
 
     def image(window: Window) -> NDArray[np.uint8]:
         x, valid = scene.read(window, normalizer.bands)
         return crf.to_uint8(normalizer(x, valid)[:3])
 
     def prob(window: Window) -> NDArray[np.float32]:
-        return raster.read(window, LAYERS[0])
+        said: NDArray[np.float32] = calibrations.inverse(raster.read(window, LAYERS[0])).astype(np.float32, copy=False)
+        return said
 
     progress.start("refining", h * w)
-    with closing(crf.refine_blocks(h, w, prob, image, params, workers=workers)) as blocks:
+    with closing(crf.refine_blocks(h, w, prob, image, params, workers=plan.options.workers)) as blocks:
         for window, values in blocks:
-            raster.write(window, values, REFINED)
+            raster.write(window, calibrations.apply(values).astype(np.float32), REFINED)
             progress.advance(values.size)
     raster.rename(REFINED, LAYERS[0])
     progress.finish()

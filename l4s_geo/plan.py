@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch import Tensor
 
+from l4s_geo.calibration import Calibrations
 from l4s_geo.ensemble import Ensemble, choose_devices, choose_dtype
 from l4s_geo.errors import InputError
 from l4s_geo.inference import ReadRows, Rows, predict
@@ -24,7 +25,7 @@ from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer, RobustStats
 from l4s_geo.raster import row_windows, sample_windows
 from l4s_geo.scene import Scene, open_scene
-from l4s_geo.settings import MapOptions, Settings
+from l4s_geo.settings import MapOptions, Settings, calibrations_of
 from l4s_geo.tiling import PATCH, Tiling
 
 
@@ -43,6 +44,11 @@ class Plan:
     models: tuple[Model, ...]
     settings: Settings
     normalizer: Normalizer
+
+    @property
+    def calibrations(self) -> Calibrations:
+        """Of the models."""
+        return calibrations_of([m.card for m in self.models])
 
     def open(self) -> Scene:
         """The scene."""
@@ -75,6 +81,7 @@ class Plan:
 
     def rows(self, scene: Scene, ensemble: Ensemble, first: int = 0, end: int | None = None) -> Generator[Rows]:
         """``LAYERS`` of scene rows from ``first`` to before ``end``; they do not depend on where one begins."""
+        calibrations = self.calibrations
         with limits_for(self.options, scene) as limits:
             found = predict(
                 self.reader(scene, limits),
@@ -82,7 +89,7 @@ class Plan:
                 ensemble,
                 batch_size=self.options.batch_size,
                 normalizer=self.normalizer,
-                reduce=lambda members: summarize(members, self.settings.threshold),
+                reduce=lambda members: summarize(members, self.settings.threshold, calibrations),
                 first=first,
                 end=end,
             )
@@ -168,11 +175,13 @@ def scene_statistics(scene: Scene, card: Card, limits: Limits = EVERYWHERE) -> N
     raise InputError(f"{scene.source} has no valid pixel: all of it is nodata or masked. Check nodata and masks.")
 
 
-def summarize(members: Tensor, threshold: float) -> Tensor:
+def summarize(members: Tensor, threshold: float, calibrations: Calibrations) -> Tensor:
     """Members (M, h, w) to probability, agreement and uncertainty (3, h, w).
 
-    Agreement is the share of members at or over the threshold, uncertainty their standard deviation.
+    All is calibrated. Agreement is the share of members at or over the threshold, uncertainty their standard deviation.
     """
-    mean, agreement = members.mean(0), (members >= threshold).float().mean(0)
-    spread = (members - mean).square_().mean(0).sqrt_()  # torch's std takes fifty times as long along this axis
-    return torch.stack([mean, agreement, spread])
+    prob, members = calibrations.mean(members), calibrations.members(members)
+    agreement = (members >= threshold).float().mean(0)
+    # torch's std takes fifty times as long along this axis
+    spread = (members - members.mean(0)).square_().mean(0).sqrt_()
+    return torch.stack([prob, agreement, spread])

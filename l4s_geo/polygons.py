@@ -24,8 +24,9 @@ from l4s_geo.spool import Spool
 Layer = NDArray[np.float32] | None
 
 #: What is gathered over the pixels of a landslide beside their places. ``edge`` is 1 beside what was not seen,
-#: ``east`` and ``north`` are the unit vector of the aspect.
-LAYERS = ("edge", "prob", "agreement", "uncertainty", "dem", "slope", "east", "north", "now", "before")
+#: ``sure`` is what of the probability is left when the networks' disagreement is taken off, ``east`` and ``north`` are
+#: the unit vector of the aspect.
+LAYERS = ("edge", "prob", "agreement", "sure", "dem", "slope", "east", "north", "now", "before")
 
 #: What happens to landslides that are not new; None: they were not compared with what was there before.
 Old = Literal["drop", "flag"] | None
@@ -45,7 +46,7 @@ class Block:
         row: First row.
         prob: (h, w) float32 probability of landslide, NaN where nothing was seen.
         agreement: (h, w) float32 share of the ensemble's members over the threshold, or None.
-        uncertainty: (h, w) float32, or None.
+        uncertainty: (h, w) float32 standard deviation of the members' probabilities, or None.
         dem: (h, w) float32 elevation in metres, NaN where unknown, or None.
         slope: (h, w) float32 degrees, NaN where unknown, or None.
         aspect: (h, w) float32 direction that the slope faces, degrees clockwise from north, NaN where unknown
@@ -73,7 +74,8 @@ class ScenePolygons:
         landslides: One row per landslide, ordered by the first pixel from the top left; valid MultiPolygons; columns
             ``id area_m2 perimeter_m length_m width_m prob_mean prob_max agreement uncertainty new elev_min elev_max
             relief_m slope_mean slope_max aspect_deg edge geometry``. Length and width are the sides of the smallest
-            rotated rectangle around; ``new`` is as in ``novelty``. What was not given is NaN or None. An empty result
+            rotated rectangle around. The uncertainty is 1 minus the highest probability of a pixel less the members'
+            standard deviation there; ``new`` is as in ``novelty``. What was not given is NaN or None. An empty result
             has all columns.
         not_seen: Likewise what was not seen: nodata, cloud; columns ``id area_m2 geometry``.
         seen: Number of pixels that were seen.
@@ -242,8 +244,9 @@ def _landslide_strip(
 
     aspect = at(block.aspect)
     east, north = (None, None) if aspect is None else (np.sin(np.radians(aspect)), np.cos(np.radians(aspect)))
+    sure = None if block.uncertainty is None else at(block.prob - block.uncertainty)
     values = (
-        edge, at(block.prob), at(block.agreement), at(block.uncertainty), at(block.dem), at(block.slope), east, north,
+        edge, at(block.prob), at(block.agreement), sure, at(block.dem), at(block.slope), east, north,
         at(block.now), at(block.before),
     )  # fmt: skip
     return Strip(block.row, mask, dict(zip(LAYERS, values, strict=True)))
@@ -334,7 +337,7 @@ def _statistics(totals: Totals, old: Old) -> dict[str, Any]:
         "prob_mean": totals.mean("prob"),
         "prob_max": totals.high("prob"),
         "agreement": totals.mean("agreement"),
-        "uncertainty": totals.mean("uncertainty"),
+        "uncertainty": np.clip(1 - totals.high("sure"), 0, 1),
         "new": pd.array([None] * len(totals) if old is None else _new(totals), dtype="string"),
         "elev_min": low,
         "elev_max": high,

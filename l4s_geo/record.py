@@ -63,6 +63,7 @@ def models_used(models: Iterable[Model]) -> list[dict[str, Any]]:
             "version": m.card.version,
             "folder": str(m.folder.absolute()),
             "sha256": {n.name: n.sha256 for n in m.card.networks},
+            "calibration": m.card.calibration or None,
             "card_sha256": sha256(m.folder / CARD),
         }
         for m in models

@@ -47,7 +47,8 @@ _RULES = {
     "Risk and coverage": "answers are trusted from the surest on; the risk is the share of wrong ones among them "
     "(Geifman & El-Yaniv 2017). The area under that curve is small where doubt finds the errors, and the error "
     "rate where it says nothing. The excess is its distance from a perfect ranking (Geifman et al. 2019). A mapped "
-    "object is wrong if it overlaps no landslide.",
+    "object is wrong if it overlaps no landslide. Its uncertainty is that of its surest pixel: 1 less the probability, "
+    "and how far the networks are apart.",
 }
 
 

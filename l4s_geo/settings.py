@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from l4s_geo import crf
+from l4s_geo.calibration import Calibration, Calibrations
 from l4s_geo.crf import CrfParams
 from l4s_geo.errors import InputError, ModelError
 from l4s_geo.models.card import Card
@@ -134,7 +135,10 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class Settings:
-    """Decided values; names as in ``MapOptions``. ``crf`` is None where no CRF runs."""
+    """Decided values; names as in ``MapOptions``.
+
+    ``crf`` is None where no CRF runs. It was tuned on what networks say, so that its probabilities are not calibrated.
+    """
 
     threshold: float
     min_area: float
@@ -159,7 +163,7 @@ def decide(options: MapOptions, cards: Sequence[Card]) -> Settings:
     overlap = preset.overlap if options.overlap is None else options.overlap
     tuned = [c.thresholds[preset.threshold] for c in cards]
     threshold = sum(tuned) / len(tuned) if options.threshold is None else options.threshold
-    params, notes = _crf(options, cards[0], threshold)
+    params, notes = _crf(options, cards[0], float(calibrations_of(cards).inverse(threshold)))
     found = Settings(
         threshold=threshold,
         min_area=preset.min_area if options.min_area is None else options.min_area,
@@ -193,6 +197,11 @@ def at_threshold(params: CrfParams, threshold: float) -> CrfParams:
     """The same CRF around another threshold, which has to lie among the undecided probabilities."""
     t = min(max(threshold, 0.01), 0.99)
     return replace(params, threshold=t, lo=min(params.lo, t / 2), hi=max(params.hi, (1 + t) / 2))
+
+
+def calibrations_of(cards: Sequence[Card]) -> Calibrations:
+    """How models that are averaged are calibrated, each as its own card says."""
+    return Calibrations(tuple((len(c.networks), Calibration.from_dict(c.calibration)) for c in cards))
 
 
 def agree(cards: Sequence[Card]) -> Card:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from l4s_geo import outputs
+from l4s_geo.calibration import Calibrations
 from l4s_geo.data.folders import open_patches
 from l4s_geo.data.l4s import COUNTS, encode_mask, number_of
 from l4s_geo.data.new_folder import check_new_folder, new_folder
@@ -26,7 +28,7 @@ from l4s_geo.normalize import Normalizer, RobustStats
 from l4s_geo.progress import Progress
 from l4s_geo.record import origin, versions
 from l4s_geo.results import Clock, MapResult
-from l4s_geo.settings import MapOptions, agree, decide, normalizer_for
+from l4s_geo.settings import MapOptions, agree, calibrations_of, decide, normalizer_for
 
 #: Archive in a folder of masks.
 ARCHIVE = "submission.zip"
@@ -83,7 +85,7 @@ def predict_patches(options: PatchOptions, progress: Progress) -> MapResult:
     wanted = MapOptions(
         str(options.folder), options.out, threshold=options.threshold, preset=options.preset, tta=options.tta, crf=False
     )
-    settings = decide(wanted, [m.card for m in models])
+    settings, calibrations = decide(wanted, [m.card for m in models]), calibrations_of([m.card for m in models])
     patches = open_patches(options.folder, card.bands, split=options.split, labels=False)
     if patches.kind != "l4s":
         raise InputError(f"{options.folder} holds chips, not image_N.h5. Map them one by one with `l4s-map map`.")
@@ -95,14 +97,19 @@ def predict_patches(options: PatchOptions, progress: Progress) -> MapResult:
     ensemble = Ensemble(networks, device, dtype, tta=settings.tta)
     batch = options.batch_size or (128 if device.type == "cuda" else 16)
     with clock.stage("networks"), _writer(options.out) as (write, until):
-        figures = _map(patches, normalizer, ensemble, settings.threshold, batch, write, progress)
+        figures = _map(patches, normalizer, ensemble, calibrations, settings.threshold, batch, write, progress)
         summary = {"out": str(options.out), **figures, "threshold": settings.threshold, "notes": _notes(len(patches))}
         record = {
             "record": origin("predict-patches"),
             "versions": versions(),
             "inputs": {"folder": str(options.folder), "split": options.split, "patches": len(patches)},
             "models": [
-                {"name": m.card.name, "version": m.card.version, "sha256": {n.name: n.sha256 for n in m.card.networks}}
+                {
+                    "name": m.card.name,
+                    "version": m.card.version,
+                    "sha256": {n.name: n.sha256 for n in m.card.networks},
+                    "calibration": m.card.calibration or None,
+                }
                 for m in models
             ],
             "normalization": normalizer.to_dict(),
@@ -144,6 +151,7 @@ def _map(
     patches: Patches,
     normalizer: Normalizer,
     ensemble: Ensemble,
+    calibrations: Calibrations,
     threshold: float,
     batch_size: int,
     write: Write,
@@ -154,7 +162,8 @@ def _map(
     progress.start("mapping", len(patches))
     for start in range(0, len(patches), batch_size):
         batch = list(patches[start : start + batch_size])
-        found = ensemble(np.stack([normalizer(p.image, p.valid) for p in batch])).mean(axis=1) >= threshold
+        members = torch.from_numpy(ensemble(np.stack([normalizer(p.image, p.valid) for p in batch])))
+        found = (calibrations.mean(members.movedim(1, 0)) >= threshold).numpy()
         for item, patch, mask in zip(patches.items[start:], batch, found, strict=False):
             mask &= patch.valid
             write(f"mask_{number_of(item)}.h5", mask)

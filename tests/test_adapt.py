@@ -393,6 +393,28 @@ def test_the_round_before_the_collapse_is_kept(place, tmp_path, quick, monkeypat
     assert Card.load(tmp_path / "a").thresholds == Card.load(tmp_path / "a" / "round-1").thresholds
 
 
+@pytest.mark.parametrize("collapses", [False, True])
+def test_only_a_model_that_has_not_learnt_keeps_its_calibration(place, tmp_path, quick, monkeypatch, collapses):
+    shutil.copytree(place / "m", tmp_path / "m")
+    plain = Card.load(place / "m")
+    start = plain.calibrated({"method": "platt", "slope": 0.5, "intercept": -1.0})
+    start.save(tmp_path / "m")
+    if collapses:
+        monkeypatch.setattr(rounds, "train", spoilt(9.0))
+    found = done(place, tmp_path / "a", "--model", tmp_path / "m")
+    card, same = Card.load(tmp_path / "a"), done(place, tmp_path / "b")
+    assert found["kept"] == same["kept"] == (0 if collapses else 1)
+    assert found["rounds"] == same["rounds"]
+    if collapses:
+        assert card.calibration == start.calibration
+        assert card.thresholds == start.thresholds
+        assert card.training["calibration"] is None
+    else:
+        assert card.calibration == {}
+        assert card.thresholds == Card.load(tmp_path / "b").thresholds
+        assert "left out" in card.training["calibration"]
+
+
 def test_where_the_model_finds_nothing_no_round_is_tried(place, tmp_path, monkeypatch):
     """A scene without landslides: nothing is made up."""
     shutil.copytree(place / "m", tmp_path / "m")

@@ -541,3 +541,26 @@ def test_the_figures_of_real_labels_against_themselves(tmp_path: Path) -> None:
     assert facts["boundary"]["f1"] == facts["objects"]["iou"]["f1"] == 1
     assert facts["objects"]["mapped"] == facts["objects"]["reference"]
     assert facts["objects"]["iou"]["intervals"]["f1"] == [1, 1]
+
+
+def test_the_threshold_is_that_of_the_map_unless_one_is_given(scene: tuple[Path, Path]) -> None:
+    pred, truth = scene
+    assert evaluate(pred, truth).threshold == 0.5
+    with rasterio.open(pred, "r+") as file:
+        file.update_tags(THRESHOLD="0.8")
+    found = evaluate(pred, truth)
+    assert found.threshold == 0.8
+    assert found.counts == evaluate(pred, truth, threshold=0.8).counts != evaluate(pred, truth, threshold=0.5).counts
+    assert evaluate(truth, truth).threshold == 0.5
+
+
+def test_objects_are_as_uncertain_as_their_surest_pixel(scene: tuple[Path, Path]) -> None:
+    """The false alarm has doubtful pixels and one sure one; by the mean it would be the most doubtful object."""
+    pred, truth = scene
+    with rasterio.open(pred, "r+") as file:
+        layers = file.read()
+        layers[0, 20, 20], layers[2, 20, 20] = 0.99, 0.0
+        file.write(layers)
+    risk = evaluate(pred, truth, details=True).to_dict()["risk_coverage"]
+    assert risk["objects_probability"]["aurc"] < risk["objects_probability"]["error_rate"]
+    assert risk["objects_uncertainty"]["aurc"] > risk["objects_uncertainty"]["error_rate"]

@@ -31,8 +31,8 @@ def pairs_of(
     return pairs.end()
 
 
-def brute(mapped: Bools, landslide: Bools, known: Bools) -> list[list[tuple[float, bool, bool, float]]]:
-    """The same from whole arrays: area, overlap, IoU and mean column of every object that counts."""
+def brute(mapped: Bools, landslide: Bools, known: Bools) -> list[list[tuple[float, bool, bool, float, int]]]:
+    """The same from whole arrays: area, overlap, IoU, mean and lowest column of every object that counts."""
     sides = [ndimage.label(side, np.ones((3, 3))) for side in (mapped, landslide)]
     found = []
     for (mine, n), (other, m), others in ((*sides, landslide), (*sides[::-1], mapped)):
@@ -45,7 +45,8 @@ def brute(mapped: Bools, landslide: Bools, known: Bools) -> list[list[tuple[floa
                     if ((me | (other == o)) & known).any()]  # fmt: skip
             overlap = bool((me & others & known).any())
             same = bool(max(ious, default=0) > 0.5)
-            objects.append((100.0 * me.sum(), overlap, same, float(np.nonzero(me)[1].mean())))
+            columns = np.nonzero(me)[1]
+            objects.append((100.0 * me.sum(), overlap, same, float(columns.mean()), int(columns.min())))
         found.append(sorted(objects))
     return found
 
@@ -65,6 +66,7 @@ def test_strips_give_the_objects_of_the_whole(seed: int, height: int, share: flo
         assert [tuple(r[:3]) for r in rows] == [e[:3] for e in expected]
         if side.means:
             assert sorted(columns) == pytest.approx(sorted(e[3] for e in expected))
+            assert sorted(side.lows["column"]) == sorted(e[4] for e in expected)
 
 
 def canvas(*boxes: tuple[slice, slice]) -> Bools:

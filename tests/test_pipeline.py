@@ -12,6 +12,7 @@ import rasterio
 import torch
 from rasterio.transform import from_origin
 
+from l4s_geo.calibration import Calibration, Calibrations
 from l4s_geo.errors import InputError, ModelError, OutputError
 from l4s_geo.models import registry, zoo
 from l4s_geo.models.card import Card
@@ -238,7 +239,8 @@ def test_a_scene_without_the_models_bands_is_refused(model, tmp_path):
 
 def test_agreement_and_uncertainty():
     members = np.array([[[0.9, 0.2]], [[0.1, 0.2]]], np.float32)
-    mean, agreement, spread = summarize(torch.from_numpy(members), 0.5).numpy()
+    plain = Calibrations(((2, Calibration()),))
+    mean, agreement, spread = summarize(torch.from_numpy(members), 0.5, plain).numpy()
     assert np.allclose(mean, [[0.5, 0.2]])
     assert np.allclose(agreement, [[0.5, 0.0]])
     assert np.allclose(spread, [[0.4, 0.0]], atol=1e-4)

@@ -131,6 +131,17 @@ def test_equal_runs_give_equal_archives_whatever_the_batch() -> None:
     assert Path("a.zip").read_bytes() == Path("b.zip").read_bytes()
 
 
+def test_a_calibration_changes_no_mask(place: Path) -> None:
+    assert run("in", "--out", "a.zip").exit_code == 0
+    card = Card.load(place / "model")
+    card.calibrated({"method": "platt", "slope": 0.4, "intercept": -2.0}).save(place / "model")
+    assert run("in", "--out", "b.zip").exit_code == 0
+    assert Path("a.zip").read_bytes() == Path("b.zip").read_bytes()
+    record = json.loads(Path("b.zip.json").read_text())
+    assert record["models"][0]["calibration"]["slope"] == 0.4
+    assert record["settings"]["threshold"] < 0.15
+
+
 def test_masks_that_are_there_are_compared() -> None:
     for number in (2, 7, 30):
         Path(f"in/mask_{number}.h5").write_bytes(encode_mask(square()))

@@ -233,6 +233,8 @@ def test_training_learns_and_writes_a_model_that_loads(scene, tmp_path, tiny):
     (figures,) = card.metrics.values()
     assert figures["balanced"]["f1"] > 0.8
     assert card.thresholds["recall"] <= card.thresholds["balanced"] <= card.thresholds["precision"]
+    assert card.calibration["split"] == "valley:192-256"
+    assert card.calibration["slope"] > 0
     model = registry.find(str(tmp_path / "m"))
     assert json.dumps(model.card.to_dict()) == json.dumps(card.to_dict())
     net = registry.load_network(model, card.networks[0])

@@ -30,6 +30,9 @@ from l4s_geo.results import limited_cache
 from l4s_geo.train.targets import IMAGE, copy_target, find_targets, grid_of
 from l4s_geo.vector import existing
 
+#: Said of a model that has learnt.
+_LEFT_OUT = "left out: it was fitted to the starting model, and here is no truth to fit another one to"
+
 
 @dataclass(frozen=True)
 class Adapted:
@@ -95,7 +98,7 @@ def adapt(options: AdaptOptions, progress: Progress) -> Adapted:
         ]
         if labels:
             check_on_targets(labels, [grid_of(image) for image in images])
-        run = Run(options, method, model.card, targets, images, labels, progress)
+        run = Run(options, method, model.card.uncalibrated(), targets, images, labels, progress)
         tried = first(run, model.folder)
         rounds = [entry_of(run, 0, {})]
         reasons = () if labels else tuple(nothing_to_learn(rounds[0].signs, Limits()))
@@ -103,11 +106,17 @@ def adapt(options: AdaptOptions, progress: Progress) -> Adapted:
             rounds.append(learn(run, number, how, rounds[0].signs))
             if rounds[-1].faults:
                 break
-        return _finish(run, tuple(rounds), reasons, tried)
+        return _finish(run, tuple(rounds), reasons, tried, model.card)
 
 
-def _finish(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], tried: dict[str, float]) -> Adapted:
-    """Publish the last round that the guard found safe, and report."""
+def _finish(
+    run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], tried: dict[str, float], given: Card
+) -> Adapted:
+    """Publish the last round that the guard found safe, and report.
+
+    Networks that have learnt from their own answers are no longer as sure as they were when the calibration of the
+    ``given`` model was fitted; there is no truth to fit another one to, so they are taken at their word.
+    """
     out = run.options.out
     kept = max(r.number for r in rounds if not r.faults)
     best, start = Card.load(run.folder(kept)), run.card
@@ -129,6 +138,7 @@ def _finish(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], 
             "settings": run.options.named() | {"scenes": [t.name for t in run.targets]},
             "kept": kept,
             "verdict": verdict,
+            "calibration": _LEFT_OUT if kept and given.calibration else None,
             "rounds": [asdict(r) for r in rounds],
             "before": before,
         },
@@ -137,6 +147,8 @@ def _finish(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], 
         for network in card.networks:
             shutil.copyfile(run.folder(kept) / network.weights, out / network.weights)
         page = write_report(_report(run, rounds, tried, card, verdict), out)
+        if kept == 0:
+            card = card.calibrated(given.calibration)
         card.save(out)
         _tidy(out)
     return Adapted(card, kept, verdict, rounds, page, before)

@@ -23,7 +23,7 @@ def row_range(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 @click.command("evaluate")
 @click.argument("pred")
 @click.argument("truth")
-@click.option("--threshold", type=SHARE, default=0.5, show_default=True, help="Where PRED is a probability.")
+@click.option("--threshold", type=SHARE, help="Where PRED is a probability; as in its own map if not given, else 0.5.")
 @click.option(
     "--rows",
     callback=row_range,
@@ -47,7 +47,7 @@ def row_range(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 def command(
     pred: str,
     truth: str,
-    threshold: float,
+    threshold: float | None,
     rows: tuple[int, int] | None,
     aoi: str | None,
     exclude: str | None,

@@ -9,10 +9,11 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from l4s_geo.calibration import Calibration
 from l4s_geo.errors import ModelError
 from l4s_geo.normalize import NAMED
 
@@ -54,8 +55,8 @@ class Card:
         compression: Of the normalizer (``asinh`` or ``none``).
         statistics: Statistics of the training data (``Normalizer.to_dict``), for ``--normalize model``.
         resolution_m: Ground size of a pixel that it was trained on.
-        thresholds: Probability at or above which a pixel is landslide: ``balanced`` (best F1), ``recall`` (best F2)
-            and ``precision`` (best F0.5), tuned on ``threshold_split``.
+        thresholds: Calibrated probability at or above which a pixel is landslide: ``balanced`` (best F1), ``recall``
+            (best F2) and ``precision`` (best F0.5), tuned on ``threshold_split``.
         threshold_split: What the thresholds were tuned on.
         normalization: Where the statistics come from: each ``scene``, its ``centre`` and the spread of the model's
             training data, the ``model``'s training data, or a name in ``l4s_geo.normalize.NAMED``.
@@ -63,6 +64,8 @@ class Card:
         training: Data, holdouts, settings.
         metrics: Measured figures; each names its split.
         adapted: Whether self-training fitted it to scenes without labels.
+        calibration: What makes probabilities of what the networks say, and the labels that it was fitted to
+            (``l4s_geo.calibration.describe``); empty where they are taken at their word.
     """
 
     name: str
@@ -81,6 +84,18 @@ class Card:
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     adapted: bool = False
+    calibration: dict[str, Any] = field(default_factory=dict)
+
+    def uncalibrated(self) -> Card:
+        """The same model with its networks taken at their word, and thresholds that draw the same map."""
+        inverse = Calibration.from_dict(self.calibration).inverse
+        return replace(self, calibration={}, thresholds={k: float(inverse(t)) for k, t in self.thresholds.items()})
+
+    def calibrated(self, calibration: dict[str, Any]) -> Card:
+        """A model without calibration with one, and thresholds that draw the same map."""
+        apply = Calibration.from_dict(calibration).apply
+        thresholds = {k: round(float(apply(t)), 9) for k, t in self.thresholds.items()}
+        return replace(self, calibration=calibration, thresholds=thresholds)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -129,8 +144,13 @@ class Card:
             yield f"no threshold {', '.join(sorted(missing))}"
         if not all(0 <= t <= 1 for t in {**self.thresholds}.values()):
             yield "thresholds must lie between 0 and 1"
-        if not all(isinstance(v, dict) for v in (self.statistics, self.crf)):
-            yield "statistics and crf must be objects"
+        if not all(isinstance(v, dict) for v in (self.statistics, self.crf, self.calibration)):
+            yield "statistics, crf and calibration must be objects"
+            return
+        try:
+            Calibration.from_dict(self.calibration)
+        except ValueError as e:
+            yield str(e)
 
 
 def sha256(path: Path) -> str:

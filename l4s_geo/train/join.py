@@ -1,4 +1,4 @@
-"""Put trained networks together into one model, with thresholds of its own."""
+"""Put trained networks together into one model, with thresholds and a calibration of its own."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from l4s_geo.train.validate import tune
 
 
 def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
-    """Write an ensemble of the networks of several models, with thresholds and a CRF tuned for it.
+    """Write an ensemble of the networks of several models, with thresholds, a calibration and a CRF tuned for it.
 
     Args:
         names: Models, by name or directory.
-        data: Its ``validate`` blocks tune the thresholds and the CRF of the ensemble; they stay untuned without.
+        data: Its ``validate`` blocks tune the thresholds, the calibration and the CRF of the ensemble; these stay
+            untuned without.
         out: Model directory to write.
         name: Of the ensemble.
 
@@ -40,9 +41,9 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
     dtype = choose_dtype("auto", device)
     networks = [registry.load_network(m, n) for m, n in pairs]
     validation = _validation(data, card) if data.validate else []
-    thresholds, metrics = tune(networks, validation, device, dtype, PATCH)
+    tuned = tune(networks, validation, device, dtype, PATCH)
     ensemble = Ensemble(networks, device, dtype)
-    crf = tune_crf(ensemble, validation, thresholds["balanced"], PATCH, PATCH // 2)
+    crf = tune_crf(ensemble, validation, tuned.thresholds["balanced"], PATCH, PATCH // 2)
     out.mkdir(parents=True, exist_ok=True)
     for model, network in pairs:
         shutil.copyfile(model.folder / network.weights, out / network.weights)
@@ -50,12 +51,13 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
         card,
         name=name,
         networks=tuple(n for _, n in pairs),
-        thresholds=thresholds,
+        thresholds=tuned.thresholds,
         threshold_split=", ".join(data.validate) or "not tuned",
         training={n.name: m.card.training for m, n in pairs},
         crf=crf,
-        metrics=metrics,
-    )
+        metrics=tuned.figures,
+        calibration={},
+    ).calibrated(tuned.calibration(data.validate))
     joined.save(out)
     return joined
 

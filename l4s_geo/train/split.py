@@ -154,6 +154,25 @@ def load_split(options: DataOptions, seed: int, targets: Sequence[Area] = ()) ->
     return replace(found, train=[*found.train, *targets])
 
 
+def load_blocks(options: DataOptions) -> list[Area]:
+    """The ``validate`` blocks alone, or all of the scenes where there are none, standardized each by itself.
+
+    Raises:
+        InputError: A block names no scene or no rows.
+    """
+    areas = [area for path in options.scenes for area in _load_labelled(options, path)]
+    if not options.validate:
+        return areas
+    blocks = {text: parse_block(text) for text in options.validate}
+    found = {text: [a.rows(*rows) for a in areas if (rows := block.of(a))] for text, block in blocks.items()}
+    for text, parts in found.items():
+        if not parts:
+            raise InputError(
+                f"There is no {text!r}; the regions are {', '.join(dict.fromkeys(a.name for a in areas))}."
+            )
+    return [part for parts in found.values() for part in parts]
+
+
 def _standardized(split: Split, options: DataOptions) -> Split:
     """All areas with one fixed normalizer."""
     fixed = split.statistics

@@ -103,7 +103,7 @@ class Teacher:
     """Networks, and how they are to see a target.
 
     Attributes:
-        card: Of their model.
+        card: Of their model, with the networks taken at their word: what they say is a label, not a map.
         ensemble: The networks; answers with ``LAYERS``.
         batch_size: Patches a forward pass.
     """
@@ -168,7 +168,7 @@ def teacher_of(model: Model, options: TrainOptions, how: Round | None = None) ->
     ensemble: Ensemble = MeanEnsemble(networks, device, dtype)
     if how and isinstance(how.select, Certain):
         ensemble = DropoutEnsemble(networks, device, dtype, how.select.passes, how.select.dropout)
-    return Teacher(model.card, ensemble, options.recipe.batch_size)
+    return Teacher(model.card.uncalibrated(), ensemble, options.recipe.batch_size)
 
 
 def answer(target: Target, image: Path, path: Path, teacher: Teacher, progress: Progress) -> None:

@@ -289,7 +289,7 @@ def _finish(options: TrainOptions, run: Run, split: Split) -> Card:
         net = domain_norm.collapse(net, max(a.domain for a in split.train))
     architecture, args = zoo.preset(arch, options.data.bands)
     network = registry.save_network(net, options.out, arch, architecture, args, zoo.split_scale(arch)[1])
-    thresholds, metrics = tune([net], split.validation, run.device, run.dtype, options.patch)
+    tuned = tune([net], split.validation, run.device, run.dtype, options.patch)
     card = Card(
         name=options.name,
         version="1",
@@ -300,7 +300,7 @@ def _finish(options: TrainOptions, run: Run, split: Split) -> Card:
         compression=options.data.compression,
         statistics=split.statistics.to_dict(),
         resolution_m=options.data.resolution,
-        thresholds=thresholds,
+        thresholds=tuned.thresholds,
         threshold_split=", ".join(options.data.validate) or "not tuned",
         normalization=options.data.normalization,
         training={
@@ -309,8 +309,8 @@ def _finish(options: TrainOptions, run: Run, split: Split) -> Card:
             "steps": run.step,
             "minutes": round(run.seconds / 60, 1),
         },
-        metrics=metrics,
-    )
+        metrics=tuned.figures,
+    ).calibrated(tuned.calibration(options.data.validate))
     card.save(options.out)
     plot(options.out / "log.csv", options.out / "curve.png")
     (options.out / "checkpoint.pt").unlink(missing_ok=True)
