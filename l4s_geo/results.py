@@ -339,7 +339,7 @@ def write_all(
     raster: WorkRaster | None = None,
     products: Sequence[Product] = (),
 ) -> MapResult:
-    """Write every output and its provenance, and say what was found.
+    """Write every output, its provenance and its colours for QGIS, and say what was found.
 
     Args:
         wanted: What to write.
