@@ -96,13 +96,14 @@ def _model_input(card: Card, normalization: Mapping[str, Any]) -> ModelInput:
     from pystac.extensions.mlm import InputStructure, ModelInput, ProcessingExpression, ValueScaling, ValueScalingType
     from pystac.extensions.raster import DataType
 
+    units = {"dn": "digital numbers"}.get(card.input_units, card.input_units)
     found = ModelInput.create(
         name="Sentinel-2 patches",
         bands=list(card.bands),
         input=InputStructure.create(
             [-1, len(card.bands), PATCH, PATCH], ["batch", "channel", "height", "width"], DataType.FLOAT32
         ),
-        description=f"{card.input_units} at {card.resolution_m:g} m, each band standardized ({normalization['source']})"
+        description=f"Sentinel-2 {units} at {card.resolution_m:g} m, each band standardized ({normalization['source']})"
         f"{', then arcsinh' if normalization['compression'] == 'asinh' else ''}; 0 where nothing is seen",
         pre_processing_function=ProcessingExpression.create("python", "numpy.arcsinh")
         if normalization["compression"] == "asinh"
