@@ -141,6 +141,7 @@ def test_every_map_option_arrives(mapped: list[Any]) -> None:
         "s.tif --out o.fgb --dem d.tif --slope s2.tif --bands B4,B3,B2 --units byte --s2-offset -1000 --no-scl "
         "--model a --model b --prob p.tif --threshold 0.4 --preset recall --min-area 900 --max-hole 50 --simplify 5 "
         "--aoi a.gpkg --mask m.tif --mask l.shp --density e.tif --min-slope 4 --stac i.json "
+        "--pre b.tif --pre-action flag --clouds --report r.html --quicklook q.png "
         "--overlap 0.25 --no-tta --crf --normalize model --device cuda:1 --dtype bf16 --batch-size 4 "
         "--workers 3 --resume --overwrite"
     )
@@ -153,6 +154,7 @@ def test_every_map_option_arrives(mapped: list[Any]) -> None:
         "workers": 3, "resume": True, "overwrite": True, "aoi": "a.gpkg", "masks": ("m.tif", "l.shp"),
         "density": Path("e.tif"), "stac": Path("i.json"), "decided": dataclasses.asdict(Decided()),
         "min_slope": 4, "s2_offset": "-1000", "scl": False,
+        "pre": "b.tif", "pre_action": "flag", "clouds": True, "report": Path("r.html"), "quicklook": Path("q.png"),
     }  # fmt: skip
 
 
@@ -166,6 +168,8 @@ def test_what_is_not_given_is_left_to_preset_and_model(mapped: list[Any]) -> Non
         "threshold",
         "aoi",
         "density",
+        "pre",
+        "report",
         "min_area",
         "min_slope",
         "max_hole",
