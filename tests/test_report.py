@@ -7,6 +7,7 @@ import re
 import shlex
 import tracemalloc
 from contextlib import ExitStack
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -436,10 +437,10 @@ def test_readers_are_warned():
     sound = squares(10, prob_mean=0.9, agreement=1.0, edge=False)
     assert said(sound) == ""
     assert "No landslide was found" in said()
-    assert "Only 40% of the scene was seen" in said(sound, seen_share=0.4)
-    assert "31% of the ground is mapped" in said(sound, landslide_share=0.31)
+    assert "Only 40 % of the scene was seen" in said(sound, seen_share=0.4)
+    assert "31 % of the ground is mapped" in said(sound, landslide_share=0.31)
     assert "touch the edge" in said(sound.assign(edge=True))
-    assert "100% of the landslides the networks do not agree" in said(sound.assign(agreement=0.5))
+    assert "100 % of the landslides the networks do not agree" in said(sound.assign(agreement=0.5))
     assert "hardly more probable than the threshold" in said(sound.assign(prob_mean=0.55))
     assert "3 of the landslides were there in the image before" in said(sound.assign(new=["no"] * 3 + ["yes"] * 7))
 
@@ -535,6 +536,30 @@ def test_a_page_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
     with pytest.raises(L4SError, match="No space left"):
         run_polygonize(files, tmp_path, "--quicklook", "p.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_run_whose_page_failed_goes_on(scene, model, tmp_path, monkeypatch):  # noqa: F811
+    from l4s_geo.plan import Here
+
+    asked = options(scene, model, tmp_path, report=tmp_path / "out.html", quicklook=tmp_path / "out.png")
+    firsts = []
+
+    class Source(Here):
+        def __call__(self, plan, scene, first=0, end=None):
+            firsts.append(first)
+            return super().__call__(plan, scene, first, end)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("l4s_geo.report.quicklook.quicklook", full)
+        with pytest.raises(L4SError, match="No space left"):
+            map_scene(asked, Silent(), Source())
+    assert not (tmp_path / "out.html").exists()
+    map_scene(replace(asked, resume=True), Silent(), Source())
+    assert firsts == [0, 300]  # all rows were there
+    assert len(Page(tmp_path / "out.html").data["rows"]) == 2
 
 
 def test_batch_writes_a_page_for_each(scene, model, tmp_path):  # noqa: F811

@@ -39,30 +39,30 @@ def warnings(summary: Mapping[str, Any], landslides: Landslides) -> list[str]:
         )
     if summary["seen_share"] < SEEN:
         found.append(
-            f"Only {summary['seen_share']:.0%} of the scene was seen. Where it is hatched nothing could be found, and "
-            "totals are too low by what lies there."
+            f"Only {_percent(summary['seen_share'])} of the scene was seen. Where it is hatched nothing could be "
+            "found, and totals are too low by what lies there."
         )
     if summary["landslide_share"] > MAPPED:
         found.append(
-            f"{summary['landslide_share']:.0%} of the ground is mapped as landslide, which is more than even strong "
-            "earthquakes cause. Check units, band order and the image."
+            f"{_percent(summary['landslide_share'])} of the ground is mapped as landslide, which is more than even "
+            "strong earthquakes cause. Check units, band order and the image."
         )
     cut = landslides.flags["edge"]["true"]
     if count and cut / count > CUT:
         found.append(
-            f"{cut / count:.0%} of the landslides touch the edge of what was seen and may go on beyond it: their areas "
-            "are too small."
+            f"{_percent(cut / count)} of the landslides touch the edge of what was seen and may go on beyond it: their "
+            "areas are too small."
         )
     if count and landslides.divided / count > DIVIDED:
         found.append(
-            f"On {landslides.divided / count:.0%} of the landslides the networks do not agree well (agreement below "
-            f"{AGREED:g}). Look at these first: sort the list by agreement."
+            f"On {_percent(landslides.divided / count)} of the landslides the networks do not agree well (agreement "
+            f"below {AGREED:g}). Look at these first: sort the list by agreement."
         )
     probable = landslides.counts["prob_mean"]
     near = probable[: int(min(summary["threshold"] + 0.1, 1) * len(probable) + 1e-9)].sum()
     if count and near / count > UNSURE:
         found.append(
-            f"{near / count:.0%} of the landslides are hardly more probable than the threshold "
+            f"{_percent(near / count)} of the landslides are hardly more probable than the threshold "
             f"({summary['threshold']:.2g}). A slightly different threshold gives a different map."
         )
     old = landslides.flags["new"]["no"]
@@ -81,6 +81,10 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         "Nothing found does not mean safe ground: landslides below trees, in shadow, or narrower than about two "
         "pixels are not seen from space.",
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _sentence(note: str) -> str:

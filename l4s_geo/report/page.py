@@ -127,21 +127,19 @@ def _map(content: Content) -> Iterator[str]:
         f'<svg id="map" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.6g} {height:.6g}" tabindex="0" '
         f'role="application" aria-roledescription="map" aria-label="Map of the landslides" aria-describedby="keys">'
     )
-    yield "<defs>"
-    for name, size in {"hatch": width / 900, "hatch-legend": 1}.items():
-        yield (
-            f'<pattern id="{name}" width="8" height="8" patternUnits="userSpaceOnUse" patternTransform="'
-            f'scale({size:.6g}) rotate(45)"><line class="hatching" x1="0" y1="0" x2="0" y2="8"/></pattern>'
-        )
-    yield (f'<clipPath id="swiped"><rect id="curtain" width="{width:.6g}" height="{height:.6g}"/></clipPath></defs>')
+    yield (
+        '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<line class="hatching" x1="0" y1="0" x2="0" y2="6"/></pattern>'
+        f'<clipPath id="swiped"><rect id="curtain" width="{width:.6g}" height="{height:.6g}"/></clipPath>'
+    )
     corners = " ".join(f"{x:.7g},{y:.7g}" for x, y in content.frame.outline())
+    yield f'<clipPath id="ground"><polygon points="{corners}"/></clipPath></defs>'
     yield f'<polygon class="ground" points="{corners}"/>'
     for name, picture in content.pictures.items():
-        clip = ' clip-path="url(#swiped)"' if name == "image" and "before" in content.pictures else ""
+        clip = ' clip-path="url(#ground)"' if name == "density" else ""
+        clip = ' clip-path="url(#swiped)"' if name == "image" and "before" in content.pictures else clip
         hidden = " hidden" if name in ("probability", "density") else ""
         yield f'<g id="layer-{name}"{clip}{hidden}>{_image(content, picture, photo=name in ("before", "image"))}</g>'
-    if "before" in content.pictures:
-        yield f'<line id="parting" class="parting" y1="0" y2="{height:.7g}" hidden=""/>'
     yield f'<polygon class="border" points="{corners}"/>'
     yield f'<g id="landslides" transform="scale({content.unit:g})">'
     kinds = classes(content.shown)
@@ -176,6 +174,9 @@ def _furniture(content: Content) -> Iterator[str]:
             'd="M0-22 9 8 0 2-9 8z"/><path class="dark" d="M0-22 9 8 0 2-9 8z"/></g>'
             '<text y="26" text-anchor="middle">N</text></g>'
         )
+    if "before" in content.pictures:
+        yield '<g id="parting" hidden=""><line class="light" stroke-width="2" y1="0" y2="1"/>'
+        yield '<text x="-8" y="20" text-anchor="end">before</text><text x="8" y="20">after</text></g>'
     yield '<g id="cross"><path d="M-12 0h24M0-12v24"/><path d="M-12 0h24M0-12v24"/></g></g>'
 
 
@@ -228,9 +229,7 @@ def _layers(content: Content) -> Iterator[str]:
             yield _class_legend()
         elif layer == "layer-unseen":
             yield (
-                '<ul class="legend"><li>'
-                + _swatch('class="ground-legend"')
-                + "no data, cloud, masked or outside</li></ul>"
+                '<ul class="legend"><li>' + _swatch('class="unseen"') + "no data, cloud, masked or outside</li></ul>"
             )
         elif layer == "layer-probability":
             yield _ramp("probability", PROBABILITY, "0", "1")
@@ -241,8 +240,8 @@ def _layers(content: Content) -> Iterator[str]:
         yield "</div>"
     if "before" in content.pictures:
         yield (
-            '<div class="swipe screen"><span>before</span><input type="range" id="swipe" min="0" max="100" '
-            'value="100" aria-label="How much of the image after is shown, from the left"><span>after</span></div>'
+            '<div class="swipe screen"><label for="swipe">Line between before and after</label>'
+            '<input type="range" id="swipe" min="0" max="100" value="0"></div>'
         )
 
 

@@ -171,7 +171,8 @@ def coloured(values: Floats, colours: Sequence[str], top: float) -> Bytes:
 
 def veil(hidden: NDArray[np.bool_]) -> Bytes:
     """(H, W, 4) that dims what is hidden, in stripes."""
-    stripe = np.add.outer(*map(np.arange, hidden.shape)) % 8 < 2
+    step = max(4, round(max(hidden.shape) / 160))
+    stripe = np.add.outer(*map(np.arange, hidden.shape)) % step < max(1, step // 4)
     pixels = np.zeros((*hidden.shape, 4), np.uint8)
     pixels[hidden] = (235, 235, 235, 150)
     pixels[hidden & stripe] = (90, 90, 90, 170)

@@ -76,11 +76,8 @@ class Report:
         from l4s_geo.report.page import Content, page
         from l4s_geo.report.quicklook import quicklook
 
-        pictures = self._photos()
-        densest = 0.0
-        if self._page is not None:
-            densest, drawn = self._drawn()
-            pictures |= drawn
+        densest, density = self._dense()
+        pictures = self._photos() | self._drawn() | density
         content = Content(record, summary, self._frame, self._landslides, self._pixel, pictures, densest)
         if self._page is not None:
             temporary = until.enter_context(atomic(self._page))
@@ -105,19 +102,20 @@ class Report:
             photos[name] = Picture(stretch(values), transform, date + shown_bands(bands)[1])
         return dict(sorted(photos.items()))  # what was before lies below
 
-    def _drawn(self) -> tuple[float, dict[str, Picture]]:
-        """Layers made of the map itself, and the share of landslide that is drawn darkest."""
+    def _drawn(self) -> dict[str, Picture]:
+        """Probability, and what was not seen."""
         values, transform = layer_values(self._raster, self._layer)
         pictures = {"probability": Picture(coloured(values, PROBABILITY, 1.0), transform, "Probability of landslide")}
-        densest = 0.0
-        if self._density is not None and self._landslides.count:
-            share = self._density.values() / np.float32(1e6)
-            densest = float(np.nanmax(share, initial=0)) or 1.0
-            grid = self._raster.grid
-            cells = [max(1, round(CELL_M / size)) for size in grid.pixel_size_m()]
-            pictures["density"] = Picture(
-                coloured(share, DENSITY, densest), grid.transform * Affine.scale(*cells), "Landslides per square km"
-            )
         if np.isnan(values).any():
             pictures["unseen"] = Picture(veil(np.isnan(values)), transform, "What was not seen")
-        return densest, pictures
+        return pictures
+
+    def _dense(self) -> tuple[float, dict[str, Picture]]:
+        """The share of landslide that is drawn darkest, and the picture of it, if there is a page to show it."""
+        if self._density is None or not self._landslides.count:
+            return 0.0, {}
+        share, grid = self._density.values() / np.float32(1e6), self._raster.grid
+        densest = float(np.nanmax(share, initial=0)) or 1.0
+        cells = Affine.scale(*(max(1, round(CELL_M / size)) for size in grid.pixel_size_m()))
+        pixels = coloured(share, DENSITY, densest)
+        return densest, {"density": Picture(pixels, grid.transform * cells, "Landslides per square km")}

@@ -71,15 +71,16 @@ def _draw(ax: Axes, content: Content) -> None:
     ax.set_aspect("equal", anchor="C")
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.fill(*content.frame.outline().T, facecolor="0.93", edgecolor="0.78", hatch="////", linewidth=0, zorder=0)
-    picture = content.pictures.get("image")
-    if picture is not None:
-        h, w = picture.pixels.shape[:2]
-        m = content.frame.matrix(picture.transform)
-        onto = Affine2D(np.array([[m.a, m.b, m.c], [m.d, m.e, m.f], [0, 0, 1]])) + ax.transData
-        ax.imshow(picture.pixels, extent=(0, w, h, 0), transform=onto, zorder=1, aspect="equal", clip_on=True)
-        ax.set_xlim(0, width)
-        ax.set_ylim(height, 0)
+    ax.fill(*content.frame.outline().T, facecolor="0.85", linewidth=0, zorder=0)
+    for name in ("image" if "image" in content.pictures else "probability", "unseen"):
+        if name in content.pictures:
+            picture = content.pictures[name]
+            h, w = picture.pixels.shape[:2]
+            m = content.frame.matrix(picture.transform)
+            onto = Affine2D(np.array([[m.a, m.b, m.c], [m.d, m.e, m.f], [0, 0, 1]])) + ax.transData
+            ax.imshow(picture.pixels, extent=(0, w, h, 0), transform=onto, zorder=1, aspect="equal")
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
     kinds = np.array(classes(content.shown), dtype=int)
     outlines = content.shown["geometry"].to_numpy()
     for i, (_, _, fill) in enumerate(CLASSES):
@@ -114,7 +115,8 @@ def _legend(ax: Axes, content: Content) -> None:
         for i, (low, high, fill) in enumerate(CLASSES)
         if i in kinds
     ]
-    entries.append(Patch(facecolor="0.93", edgecolor="0.78", hatch="////", linewidth=0, label="not seen"))
+    if "unseen" in content.pictures:
+        entries.append(Patch(facecolor="0.92", edgecolor="0.5", hatch="/////", linewidth=0, label="not seen"))
     ax.legend(
         handles=entries, title="Mean probability of landslide", loc="upper left", bbox_to_anchor=(0, -0.005), ncols=5,
         frameon=False, fontsize=8, title_fontsize=8, alignment="left", borderaxespad=0.2, borderpad=0,
