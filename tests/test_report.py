@@ -445,6 +445,15 @@ def test_readers_are_warned():
     assert "3 of the landslides were there in the image before" in said(sound.assign(new=["no"] * 3 + ["yes"] * 7))
 
 
+def test_probabilities_are_explained_as_what_they_are(tmp_path, page):
+    assert "was not calibrated" in page.text
+    made = record()
+    made["models"][0]["calibration"] = {"temperature": 1.3}
+    sure = Page(write_report(tmp_path, write_map(tmp_path), made=made))
+    assert "was not calibrated" not in sure.text
+    assert "about 8 in 10 pixels" in sure.text
+
+
 def test_a_map_without_landslides_has_a_page_too(tmp_path):
     page = Page(write_report(tmp_path, write_map(tmp_path, places=())))
     assert "No landslide was found" in page.text

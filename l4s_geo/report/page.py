@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from pyproj import CRS as ProjCRS
 
-from l4s_geo.qgis import CLASSES
 from l4s_geo.report import notes
+from l4s_geo.report.classes import KINDS, kinds_of
 from l4s_geo.report.figures import Bars, histogram
 from l4s_geo.report.frame import Frame
 from l4s_geo.report.html import document, embedded
@@ -76,7 +76,7 @@ def page(content: Content) -> str:
         list="".join(_list(content)),
         charts=_charts(content),
         notes=_items(notes.notes(content.record)),
-        words=_words(content),
+        words=_words(content, origin),
         origin="".join(origin_lines(origin)),
         data=embedded("data", _data(content)),
     )
@@ -142,7 +142,7 @@ def _map(content: Content) -> Iterator[str]:
         yield f'<g id="layer-{name}"{clip}{hidden}>{_image(content, picture, photo=name in ("before", "image"))}</g>'
     yield f'<polygon class="border" points="{corners}"/>'
     yield f'<g id="landslides" transform="scale({content.unit:g})">'
-    kinds = classes(content.shown)
+    kinds = kinds_of(content.shown)
     for i, (outline, kind) in enumerate(zip(content.shown["geometry"], kinds, strict=True)):
         yield f'<path class="p{kind}" data-i="{i}" d="{path_data(outline, content.unit)}"/>'
     yield f'</g><g id="choice" transform="scale({content.unit:g})"><path id="halo"/><path id="chosen"/></g>'
@@ -180,19 +180,11 @@ def _furniture(content: Content) -> Iterator[str]:
     yield '<g id="cross"><path d="M-12 0h24M0-12v24"/><path d="M-12 0h24M0-12v24"/></g></g>'
 
 
-def classes(table: pd.DataFrame) -> list[int]:
-    """Index in ``CLASSES`` of each landslide's mean probability."""
-    if "prob_mean" not in table:
-        return [0] * len(table)
-    lower = [low for low, _, _ in CLASSES[1:]]
-    return [int(i) for i in np.searchsorted(lower, table["prob_mean"].to_numpy(np.float64), side="right")]
-
-
 def _class_style() -> str:
     """Rules for the classes, in the colours that QGIS shows."""
     rules = []
-    for i, (_, _, fill) in enumerate(CLASSES):
-        red, green, blue, _ = fill.split(",")
+    for i, kind in enumerate(KINDS):
+        red, green, blue = kind.colour
         rules.append(f".p{i} {{ fill: rgb({red} {green} {blue} / .3); stroke: rgb({red} {green} {blue}); }}")
     return "\n".join(rules) + "\n"
 
@@ -247,8 +239,7 @@ def _layers(content: Content) -> Iterator[str]:
 
 def _class_legend() -> str:
     rows = "".join(
-        "<li>" + _swatch(f'class="p{i}" stroke-width="1.5"') + f"{low:g} to {high:g}</li>"
-        for i, (low, high, _) in enumerate(CLASSES)
+        "<li>" + _swatch(f'class="p{i}" stroke-width="1.5"') + f"{kind.name}</li>" for i, kind in enumerate(KINDS)
     )
     return f'<p class="hint">by mean probability</p><ul class="legend">{rows}</ul>'
 
@@ -350,9 +341,9 @@ def _charts(content: Content) -> str:
     return f'<div class="charts">{"".join(drawn)}</div>{none}'
 
 
-def _words(content: Content) -> str:
+def _words(content: Content, origin: Origin) -> str:
     table = content.shown.drop(columns="geometry")
-    rules = notes.RULES | {a.label: a.meaning for name, a in ATTRIBUTES.items() if name in table and a.meaning}
+    rules = notes.rules(origin) | {a.label: a.meaning for name, a in ATTRIBUTES.items() if name in table and a.meaning}
     rows = (f"<div><dt>{escape(name)}</dt><dd>{escape(rule)}</dd></div>" for name, rule in rules.items())
     return f'<dl class="columns">{"".join(rows)}</dl>'
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
-from l4s_geo.qgis import CLASSES
+from l4s_geo.report.classes import KINDS, Kind, kinds_of
 from l4s_geo.report.figures import nice
 from l4s_geo.report.origin import Origin
-from l4s_geo.report.page import Content, area, classes
+from l4s_geo.report.page import Content, area
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,10 +81,10 @@ def _draw(ax: Axes, content: Content) -> None:
             ax.imshow(picture.pixels, extent=(0, w, h, 0), transform=onto, zorder=1, aspect="equal")
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
-    kinds = np.array(classes(content.shown), dtype=int)
+    kinds = np.array(kinds_of(content.shown), dtype=int)
     outlines = content.shown["geometry"].to_numpy()
-    for i, (_, _, fill) in enumerate(CLASSES):
-        colour = _colour(fill)
+    for i, kind in enumerate(KINDS):
+        colour = _colour(kind)
         paths = [_path(outline) for outline in outlines[kinds == i]]
         ax.add_collection(
             PathCollection(paths, facecolors=[(*colour, 0.25)], edgecolors=[colour], linewidths=0.8, zorder=2 + i),
@@ -101,19 +101,19 @@ def _path(outline: shapely.Geometry) -> Outline:
     return Outline.make_compound_path(*rings)
 
 
-def _colour(fill: str) -> tuple[float, float, float]:
-    red, green, blue = (int(v) / 255 for v in fill.split(",")[:3])
+def _colour(kind: Kind) -> tuple[float, float, float]:
+    red, green, blue = (v / 255 for v in kind.colour)
     return red, green, blue
 
 
 def _legend(ax: Axes, content: Content) -> None:
     from matplotlib.patches import Patch
 
-    kinds = classes(content.shown)
+    found = {*kinds_of(content.shown)}
     entries = [
-        Patch(facecolor=(*_colour(fill), 0.25), edgecolor=_colour(fill), label=f"{low:g} to {high:g}")
-        for i, (low, high, fill) in enumerate(CLASSES)
-        if i in kinds
+        Patch(facecolor=(*_colour(kind), 0.25), edgecolor=_colour(kind), label=kind.name)
+        for i, kind in enumerate(KINDS)
+        if i in found
     ]
     if "unseen" in content.pictures:
         entries.append(Patch(facecolor="0.92", edgecolor="0.5", hatch="/////", linewidth=0, label="not seen"))
