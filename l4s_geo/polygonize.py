@@ -145,7 +145,7 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         progress.start("polygons", 1)
         with clock.stage("polygons"):
             seen = Limited(raster, limits) if limits else raster
-            products = [*products_for(wanted, seen)]
+            products = [*products_for(wanted, seen, terrain)]
             layers = vectorize(seen, terrain, raster.grid.crs, origin, **settings, products=products)
         progress.finish()
         if limits and not layers.seen_share:

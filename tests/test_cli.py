@@ -140,7 +140,8 @@ def test_every_map_option_arrives(mapped: list[Any]) -> None:
     text = (
         "s.tif --out o.fgb --dem d.tif --slope s2.tif --bands B4,B3,B2 --units byte --s2-offset -1000 --no-scl "
         "--model a --model b --prob p.tif --threshold 0.4 --preset recall --min-area 900 --max-hole 50 --simplify 5 "
-        "--aoi a.gpkg --mask m.tif --mask l.shp --density e.tif --min-slope 4 "
+        "--aoi a.gpkg --mask m.tif --mask l.shp --density e.tif --min-slope 4 --report r.html "
+        "--quicklook q.png "
         "--overlap 0.25 --no-tta --crf --normalize model --device cuda:1 --dtype bf16 --batch-size 4 "
         "--workers 3 --resume --overwrite"
     )
@@ -151,7 +152,8 @@ def test_every_map_option_arrives(mapped: list[Any]) -> None:
         "preset": "recall", "min_area": 900, "max_hole": 50, "simplify": 5, "overlap": 0.25, "tta": False,
         "crf": True, "normalize": "model", "device": "cuda:1", "dtype": "bf16", "batch_size": 4,
         "workers": 3, "resume": True, "overwrite": True, "aoi": "a.gpkg", "masks": ("m.tif", "l.shp"),
-        "density": Path("e.tif"), "min_slope": 4, "s2_offset": "-1000", "scl": False,
+        "density": Path("e.tif"), "report": Path("r.html"), "quicklook": Path("q.png"),
+        "min_slope": 4, "s2_offset": "-1000", "scl": False,
     }  # fmt: skip
 
 

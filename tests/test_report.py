@@ -37,7 +37,7 @@ from l4s_geo.report.figures import Bars, histogram
 from l4s_geo.report.frame import Frame
 from l4s_geo.report.landslides import BINS, Landslides, path_data
 from l4s_geo.report.notes import warnings
-from l4s_geo.report.pictures import Stretch, decimated, shown_bands
+from l4s_geo.report.pictures import Stretch, decimated, relief, shown_bands
 from l4s_geo.report.product import Report
 from l4s_geo.results import LAYERS, Clock, Outputs, products_for, vectorize, write_all
 from l4s_geo.scene import Grid, open_scene
@@ -398,6 +398,14 @@ def test_scenes_without_red_green_and_blue_are_shown_too(bands, shown, said):
     assert said in words
 
 
+def test_relief_is_lit_from_the_upper_left():
+    row, column = np.indices((20, 20), dtype=np.float32)
+    towards, away, flat = (relief(10 * slope, 10.0)[5, 5] for slope in (row + column, -row - column, 0 * row))
+    assert towards[0] > flat[0] > away[0]
+    assert flat[0] == 60 + int(195 / np.sqrt(2))
+    assert (relief(np.full((4, 4), np.nan, np.float32), 10.0)[..., 3] == 0).all()
+
+
 def test_what_is_not_valid_is_transparent():
     bands = np.ones((3, 4, 5), np.float32)
     bands[:, 0] = np.nan
@@ -510,6 +518,7 @@ def test_polygonize_writes_them_too(tmp_path):
     assert len(page.data["rows"]) == 3
     assert "There was no image to show" in page.text
     assert page.all("g", id="layer-probability")
+    assert page.all("g", id="layer-relief")
     assert (tmp_path / "p.png").stat().st_size > 1000
 
 

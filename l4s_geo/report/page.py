@@ -139,7 +139,8 @@ def _map(content: Content) -> Iterator[str]:
         clip = ' clip-path="url(#ground)"' if name == "density" else ""
         clip = ' clip-path="url(#swiped)"' if name == "image" and "before" in content.pictures else clip
         hidden = " hidden" if name in ("probability", "density") else ""
-        yield f'<g id="layer-{name}"{clip}{hidden}>{_image(content, picture, photo=name in ("before", "image"))}</g>'
+        photo = name in ("before", "image", "relief")
+        yield f'<g id="layer-{name}"{clip}{hidden}>{_image(content, picture, photo)}</g>'
     yield f'<polygon class="border" points="{corners}"/>'
     yield f'<g id="landslides" transform="scale({content.unit:g})">'
     kinds = kinds_of(content.shown)
@@ -197,6 +198,7 @@ _LAYERS = {
     "layer-probability": ("Probability", False, True),
     "layer-image": ("Image", True, True),
     "layer-before": ("Image before", True, True),
+    "layer-relief": ("Relief", True, True),
 }
 
 
@@ -271,7 +273,7 @@ def _shown(content: Content) -> str:
             f"{content.summary['out']} has all of them."
         )
     words.append("Outlines are simplified a little; measure in the original file.")
-    if not {"image", "before"} & {*content.pictures}:
+    if "image" not in content.pictures:
         words.append("There was no image to show: only probabilities were given.")
     return " ".join(words)
 

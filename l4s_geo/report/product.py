@@ -24,11 +24,13 @@ from l4s_geo.report.pictures import (
     Stretch,
     coloured,
     layer_values,
+    relief,
     scene_bands,
     shown_bands,
     veil,
 )
 from l4s_geo.scene import Scene
+from l4s_geo.scene.bands import TERRAIN_BANDS
 
 
 class Report:
@@ -89,9 +91,12 @@ class Report:
                 quicklook(content, temporary)
 
     def _photos(self) -> dict[str, Picture]:
-        """Images before and after, in the same colours."""
+        """Images before and after, in the same colours; the relief where there is nothing but terrain."""
         photos: dict[str, Picture] = {}
         scenes = {"image": self._scene, "before": self._before}
+        if self._scene is not None and {*self._scene.bands} <= {*TERRAIN_BANDS} and "dem" in self._scene.bands:
+            values, transform = scene_bands(self._scene, ["dem"])
+            return {"relief": Picture(relief(values[0], self._pixel), transform, "shaded elevations")}
         stretch, bands = None, shown_bands(self._scene.bands if self._scene else ())[0]
         for name, scene in scenes.items():
             if scene is None or not bands:

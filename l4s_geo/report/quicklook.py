@@ -72,7 +72,8 @@ def _draw(ax: Axes, content: Content) -> None:
     ax.set_xticks([])
     ax.set_yticks([])
     ax.fill(*content.frame.outline().T, facecolor="0.85", linewidth=0, zorder=0)
-    for name in ("image" if "image" in content.pictures else "probability", "unseen"):
+    photo = "image" in content.pictures
+    for name in ("image", "unseen") if photo else ("relief", "probability", "unseen"):
         if name in content.pictures:
             picture = content.pictures[name]
             h, w = picture.pixels.shape[:2]
