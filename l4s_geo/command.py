@@ -44,5 +44,5 @@ def _option(field: Field[Any], value: Any) -> Iterator[str]:
             yield from (name, str(each))
     elif isinstance(value, tuple):
         yield from (name, ",".join(map(str, value)))
-    elif value is not None:
-        yield from (name, str(value) if isinstance(value, (str, Path)) else repr(value))
+    elif isinstance(value, (str, Path, int, float)):  # others are never typed
+        yield from (name, str(value))

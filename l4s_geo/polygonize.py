@@ -150,7 +150,7 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         progress.start("polygons", 1)
         with clock.stage("polygons"):
             seen = Limited(raster, limits) if limits else raster
-            products = [*products_for(wanted, seen)]
+            products = [*products_for(wanted, seen, terrain)]
             layers = vectorize(
                 seen, terrain, raster.grid.crs, shared, **settings, products=products, before=None, old=None
             )

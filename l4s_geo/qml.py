@@ -16,10 +16,10 @@ BLUE, GREY = "8,69,148", "128,128,128"
 
 #: Classes of the landslides' mean probability: from, to, fill, outline.
 CLASSES = (
-    (0.0, 0.5, PALE, "199,168,44"),
-    (0.5, 0.7, YELLOW, "217,142,20"),
-    (0.7, 0.85, ORANGE, "204,76,2"),
-    (0.85, 1.0, RED, "122,1,32"),
+    (0.0, 0.4, PALE, "199,168,44"),
+    (0.4, 0.55, YELLOW, "217,142,20"),
+    (0.55, 0.7, ORANGE, "204,76,2"),
+    (0.7, 1.0, RED, "122,1,32"),
 )
 
 #: Says of landslides by a comparison with an earlier scene whether they are new: yes, no, unknown, or nothing.
@@ -39,10 +39,10 @@ class Stop(NamedTuple):
 PROBABILITY = (
     Stop(0.0, PALE, 0, "0: no landslide, not drawn"),
     Stop(0.1, PALE, 0, "0.1"),
-    Stop(0.25, PALE, 170, "0.25"),
-    Stop(0.5, YELLOW, 215, "0.5"),
-    Stop(0.7, ORANGE, 230, "0.7"),
-    Stop(0.85, RED, 230, "0.85"),
+    Stop(0.2, PALE, 170, "0.2"),
+    Stop(0.4, YELLOW, 215, "0.4"),
+    Stop(0.55, ORANGE, 230, "0.55"),
+    Stop(0.7, RED, 230, "0.7"),
     Stop(1.0, RED, 230, "1: landslide"),
 )
 

@@ -149,6 +149,7 @@ def check_outputs(
     asked = wanted.asked()
     for option, path in asked.items():
         outputs.check_output(path, EXTENSIONS.get(option, tuple(outputs.VECTOR_DRIVERS)), crs=crs)
+    for path in asked.values():
         same = [other for other, p in asked.items() if p.absolute() == path.absolute()]
         if len(same) > 1:
             raise OutputError(f"{' and '.join(same)} are both {path}. Give one of them another name.")

@@ -101,7 +101,8 @@ def test_new_old_and_unknown(action, old, after, before, model, tmp_path):  # no
     assert by_scar(tmp_path / "out.gpkg") == ["yes", old, "unknown"]
     assert result.summary["landslides"] == (2 if action == "drop" else 3)
     record = json.loads((tmp_path / "out.gpkg.json").read_text())
-    assert record["inputs"]["pre"] == {"path": before, "bytes": Path(before).stat().st_size}
+    entry = record["inputs"]["pre"]
+    assert (entry["path"], entry["bytes"]) == (before, Path(before).stat().st_size)
     found = record["pre"]
     assert (found["action"], found["date"], found["bands"]) == (action, "2018-08-01", list(BANDS))
     assert (found["shift"]["east_m"], found["shift"]["south_m"]) == pytest.approx((12, 8), abs=1.5)

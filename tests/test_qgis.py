@@ -199,8 +199,8 @@ def test_a_geopackage_opens_in_its_colours(maps: dict[str, Map]) -> None:
     drawn = maps["a.gpkg"]
     landslides, not_seen, _ = drawn.layers
     assert (landslides["renderer"], landslides["by"], landslides["features"]) == ("graduatedSymbol", "prob_mean", 4)
-    assert landslides["classes"] == [[0, 0.5], [0.5, 0.7], [0.7, 0.85], [0.85, 1]]
-    assert landslides["legend"] == [f"probability {c}" for c in ("0 to 0.5", "0.5 to 0.7", "0.7 to 0.85", "0.85 to 1")]
+    assert landslides["classes"] == [[0, 0.4], [0.4, 0.55], [0.55, 0.7], [0.7, 1]]
+    assert landslides["legend"] == [f"probability {c}" for c in ("0 to 0.4", "0.4 to 0.55", "0.55 to 0.7", "0.7 to 1")]
     assert not_seen["renderer"] == "singleSymbol"
     for (row, column, _), colour in zip(PATCHES, COLOURS, strict=True):
         assert drawn.at(*middle(row, column)) == like(over(colour, 130))
@@ -222,7 +222,7 @@ def test_probabilities_open_with_their_ramp(maps: dict[str, Map]) -> None:
     drawn = maps["prob.tif"]
     prob = drawn.layers[0]
     assert (prob["renderer"], prob["band"]) == ("singlebandpseudocolor", 1)
-    assert "0.5" in prob["legend"]
+    assert "0.55" in prob["legend"]
     between = [tuple(np.mean(pair, axis=0)) for pair in pairwise(COLOURS)]
     assert drawn.at(*middle(5, 25)) == like(over(between[1], 222))
     assert drawn.at(*middle(25, 5)) == like(over(between[2], 230))
@@ -280,7 +280,7 @@ def test_a_style_of_the_users_own_is_kept(tmp_path: Path) -> None:
     done = write(tmp_path, "out.gpkg", prob="prob.tif", density="density.tif")
     assert mine.read_text() == "<qgis/>"
     assert f"QGIS takes the colours from {mine}" in done.message
-    assert "probability 0.5 to 0.7" in (tmp_path / "density.qml").read_text(encoding="utf-8")
+    assert "probability 0.4 to 0.55" in (tmp_path / "density.qml").read_text(encoding="utf-8")
 
 
 def test_our_own_style_is_replaced_with_its_result(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import shlex
 import tracemalloc
 from contextlib import ExitStack
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -36,7 +37,7 @@ from l4s_geo.report.figures import Bars, histogram
 from l4s_geo.report.frame import Frame
 from l4s_geo.report.landslides import BINS, Landslides, path_data
 from l4s_geo.report.notes import warnings
-from l4s_geo.report.pictures import Stretch, decimated, shown_bands
+from l4s_geo.report.pictures import Stretch, decimated, relief, shown_bands
 from l4s_geo.report.product import Report
 from l4s_geo.results import LAYERS, Clock, Outputs, products_for, vectorize, write_all
 from l4s_geo.scene import Grid, open_scene
@@ -397,6 +398,14 @@ def test_scenes_without_red_green_and_blue_are_shown_too(bands, shown, said):
     assert said in words
 
 
+def test_relief_is_lit_from_the_upper_left():
+    row, column = np.indices((20, 20), dtype=np.float32)
+    towards, away, flat = (relief(10 * slope, 10.0)[5, 5] for slope in (row + column, -row - column, 0 * row))
+    assert towards[0] > flat[0] > away[0]
+    assert flat[0] == 60 + int(195 / np.sqrt(2))
+    assert (relief(np.full((4, 4), np.nan, np.float32), 10.0)[..., 3] == 0).all()
+
+
 def test_what_is_not_valid_is_transparent():
     bands = np.ones((3, 4, 5), np.float32)
     bands[:, 0] = np.nan
@@ -436,12 +445,21 @@ def test_readers_are_warned():
     sound = squares(10, prob_mean=0.9, agreement=1.0, edge=False)
     assert said(sound) == ""
     assert "No landslide was found" in said()
-    assert "Only 40% of the scene was seen" in said(sound, seen_share=0.4)
-    assert "31% of the ground is mapped" in said(sound, landslide_share=0.31)
+    assert "Only 40 % of the scene was seen" in said(sound, seen_share=0.4)
+    assert "31 % of the ground is mapped" in said(sound, landslide_share=0.31)
     assert "touch the edge" in said(sound.assign(edge=True))
-    assert "100% of the landslides the networks do not agree" in said(sound.assign(agreement=0.5))
+    assert "100 % of the landslides the networks do not agree" in said(sound.assign(agreement=0.5))
     assert "hardly more probable than the threshold" in said(sound.assign(prob_mean=0.55))
     assert "3 of the landslides were there in the image before" in said(sound.assign(new=["no"] * 3 + ["yes"] * 7))
+
+
+def test_probabilities_are_explained_as_what_they_are(tmp_path, page):
+    assert "was not calibrated" in page.text
+    made = record()
+    made["models"][0]["calibration"] = {"temperature": 1.3}
+    sure = Page(write_report(tmp_path, write_map(tmp_path), made=made))
+    assert "was not calibrated" not in sure.text
+    assert "about 8 in 10 pixels" in sure.text
 
 
 def test_a_map_without_landslides_has_a_page_too(tmp_path):
@@ -500,6 +518,7 @@ def test_polygonize_writes_them_too(tmp_path):
     assert len(page.data["rows"]) == 3
     assert "There was no image to show" in page.text
     assert page.all("g", id="layer-probability")
+    assert page.all("g", id="layer-relief")
     assert (tmp_path / "p.png").stat().st_size > 1000
 
 
@@ -535,6 +554,30 @@ def test_a_page_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypat
     with pytest.raises(L4SError, match="No space left"):
         run_polygonize(files, tmp_path, "--quicklook", "p.png")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_run_whose_page_failed_goes_on(scene, model, tmp_path, monkeypatch):  # noqa: F811
+    from l4s_geo.plan import Here
+
+    asked = options(scene, model, tmp_path, report=tmp_path / "out.html", quicklook=tmp_path / "out.png")
+    firsts = []
+
+    class Source(Here):
+        def __call__(self, plan, scene, first=0, end=None):
+            firsts.append(first)
+            return super().__call__(plan, scene, first, end)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("l4s_geo.report.quicklook.quicklook", full)
+        with pytest.raises(L4SError, match="No space left"):
+            map_scene(asked, Silent(), Source())
+    assert not (tmp_path / "out.html").exists()
+    map_scene(replace(asked, resume=True), Silent(), Source())
+    assert firsts == [0, 300]  # all rows were there
+    assert len(Page(tmp_path / "out.html").data["rows"]) == 2
 
 
 def test_batch_writes_a_page_for_each(scene, model, tmp_path):  # noqa: F811

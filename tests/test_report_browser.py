@@ -221,7 +221,7 @@ def test_layers_are_switched_faded_and_swiped(page):
         page.fill(f"input[data-layer={layer}][type=range]", "40")
         assert page.get_attribute(f"#{layer}", "opacity") == "0.4"
     page.fill("#swipe", "25")
-    assert float(page.get_attribute("#curtain", "width")) == pytest.approx(0.25 * 10 * W, rel=1e-3)
+    assert float(page.get_attribute("#curtain", "x")) == pytest.approx(0.25 * 10 * W, rel=1e-3)
     assert page.get_attribute("#parting", "hidden") is None
 
 
@@ -240,7 +240,9 @@ def test_the_image_before_appears_under_the_one_after(page):
     at = middle(page, '#landslides path[data-i="0"]')
     page.uncheck("input[data-layer=landslides]")
     assert min(colour(page, *at)) > 230  # bare ground
-    page.fill("#swipe", "0")
+    page.fill("#swipe", "10")  # the line lies to the left of it
+    assert min(colour(page, *at)) > 230
+    page.fill("#swipe", "60")
     assert max(colour(page, *at)) < 100
 
 

@@ -96,12 +96,13 @@ class Landslides:
 
     def _outlines(self, part: gpd.GeoDataFrame) -> NDArray[np.object_]:
         """In metres, as fine as the picture; small ones finer, so that they keep their shape."""
-        plane = shapely.transform(part.geometry.to_numpy(), self.frame.place)
+        plane = np.asarray(shapely.transform(part.geometry.to_numpy(), self.frame.place), dtype=object)
         tolerance = np.minimum(self.pixel / 2, np.sqrt(shapely.area(plane)) / 8)
-        found = shapely.simplify(plane, tolerance)
-        for i in np.flatnonzero(shapely.get_num_coordinates(found) > POINTS_OF_ONE):
-            found[i] = _coarser(found[i], self.pixel)
-        return np.asarray(found, dtype=object)
+        # What keeps the topology takes the square of the number of points
+        ragged = shapely.get_num_coordinates(plane) > POINTS_OF_ONE
+        plane[~ragged] = shapely.simplify(plane[~ragged], tolerance[~ragged])
+        plane[ragged] = [_coarser(outline, self.pixel / 2) for outline in plane[ragged]]
+        return plane
 
 
 def _coarser(outline: shapely.Geometry, tolerance: float) -> shapely.Geometry:

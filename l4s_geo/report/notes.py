@@ -6,22 +6,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from l4s_geo.report.landslides import AGREED, Landslides
+from l4s_geo.report.origin import Origin
 
 #: Shares from which on something is worth a warning.
 SEEN, MAPPED, CUT, DIVIDED, UNSURE = 0.9, 0.2, 0.2, 0.3, 0.3
 
-#: What the figures mean.
-RULES = {
+#: What the figures mean, but for the probability.
+_RULES = {
     "Landslide": "An area whose pixels reach the threshold of probability, is larger than the least area, and was kept "
     "by the limits named above. Nobody has checked it. Old scars, quarries, river beds, roads and bare fields can look "
     "the same.",
     "Of the ground that was seen": "Mapped area, divided by the area that was neither without data nor hidden.",
-    "Probability": "The model's own opinion. In a region unlike those that it learnt from it can be sure and wrong: "
-    "compare with the image, and measure with l4s-map evaluate where you have outlines that you trust.",
     "Size distribution": "How many landslides there are by area. Small ones are missed more often than large ones, and "
     "neighbours that touch are counted as one, so the left end is too low.",
     "Density of landslides": "Mapped area in cells of 1 km, divided by the ground of the cell that was seen.",
 }
+
+
+#: What a probability means where no model of the map was calibrated, and where all were.
+_OPINION = (
+    "The model's own opinion, which was not calibrated: of pixels with 0.8 maybe more, maybe fewer than 8 in 10 are "
+    "landslide."
+)
+_CALIBRATED = "Calibrated: on data that the model was checked with, about 8 in 10 pixels with 0.8 are landslide."
+_ELSEWHERE = (
+    " In a region unlike those that it learnt from a model can be sure and wrong: compare with the image, and measure "
+    "with l4s-map evaluate where you have outlines that you trust."
+)
+
+
+def rules(origin: Origin) -> dict[str, str]:
+    """What the figures of a map mean, by their names."""
+    calibrated = bool(origin.models) and all(model.get("calibration") for model in origin.models)
+    return _RULES | {"Probability": (_CALIBRATED if calibrated else _OPINION) + _ELSEWHERE}
 
 
 def warnings(summary: Mapping[str, Any], landslides: Landslides) -> list[str]:
@@ -39,30 +56,30 @@ def warnings(summary: Mapping[str, Any], landslides: Landslides) -> list[str]:
         )
     if summary["seen_share"] < SEEN:
         found.append(
-            f"Only {summary['seen_share']:.0%} of the scene was seen. Where it is hatched nothing could be found, and "
-            "totals are too low by what lies there."
+            f"Only {_percent(summary['seen_share'])} of the scene was seen. Where it is hatched nothing could be "
+            "found, and totals are too low by what lies there."
         )
     if summary["landslide_share"] > MAPPED:
         found.append(
-            f"{summary['landslide_share']:.0%} of the ground is mapped as landslide, which is more than even strong "
-            "earthquakes cause. Check units, band order and the image."
+            f"{_percent(summary['landslide_share'])} of the ground is mapped as landslide, which is more than even "
+            "strong earthquakes cause. Check units, band order and the image."
         )
     cut = landslides.flags["edge"]["true"]
     if count and cut / count > CUT:
         found.append(
-            f"{cut / count:.0%} of the landslides touch the edge of what was seen and may go on beyond it: their areas "
-            "are too small."
+            f"{_percent(cut / count)} of the landslides touch the edge of what was seen and may go on beyond it: their "
+            "areas are too small."
         )
     if count and landslides.divided / count > DIVIDED:
         found.append(
-            f"On {landslides.divided / count:.0%} of the landslides the networks do not agree well (agreement below "
-            f"{AGREED:g}). Look at these first: sort the list by agreement."
+            f"On {_percent(landslides.divided / count)} of the landslides the networks do not agree well (agreement "
+            f"below {AGREED:g}). Look at these first: sort the list by agreement."
         )
     probable = landslides.counts["prob_mean"]
     near = probable[: int(min(summary["threshold"] + 0.1, 1) * len(probable) + 1e-9)].sum()
     if count and near / count > UNSURE:
         found.append(
-            f"{near / count:.0%} of the landslides are hardly more probable than the threshold "
+            f"{_percent(near / count)} of the landslides are hardly more probable than the threshold "
             f"({summary['threshold']:.2g}). A slightly different threshold gives a different map."
         )
     old = landslides.flags["new"]["no"]
@@ -81,6 +98,10 @@ def notes(record: Mapping[str, Any]) -> list[str]:
         "Nothing found does not mean safe ground: landslides below trees, in shadow, or narrower than about two "
         "pixels are not seen from space.",
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _sentence(note: str) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import PurePath
 from typing import Any
 
 #: Parts of a provenance that are shown as they are.
@@ -41,7 +42,7 @@ class Origin:
         before: Mapping[str, Any] = record.get("probabilities") or {}
         scene = record.get("scene") or before.get("scene") or {}
         models = record.get("models") or before.get("models") or []
-        named = scene.get("name") or str(record.get("inputs", {}).get("prob", {}).get("path", "a scene"))
+        named = scene.get("name") or PurePath(record.get("inputs", {}).get("prob", {}).get("path", "a scene")).stem
         return cls(record, str(named), scene.get("date"), models, float(summary["threshold"]))
 
     def model(self) -> str:

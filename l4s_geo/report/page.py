@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from pyproj import CRS as ProjCRS
 
-from l4s_geo.qml import CLASSES
 from l4s_geo.report import notes
+from l4s_geo.report.classes import KINDS, kinds_of
 from l4s_geo.report.figures import Bars, histogram
 from l4s_geo.report.frame import Frame
 from l4s_geo.report.html import document, embedded
@@ -76,7 +76,7 @@ def page(content: Content) -> str:
         list="".join(_list(content)),
         charts=_charts(content),
         notes=_items(notes.notes(content.record)),
-        words=_words(content),
+        words=_words(content, origin),
         origin="".join(origin_lines(origin)),
         data=embedded("data", _data(content)),
     )
@@ -127,24 +127,23 @@ def _map(content: Content) -> Iterator[str]:
         f'<svg id="map" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.6g} {height:.6g}" tabindex="0" '
         f'role="application" aria-roledescription="map" aria-label="Map of the landslides" aria-describedby="keys">'
     )
-    yield "<defs>"
-    for name, size in {"hatch": width / 900, "hatch-legend": 1}.items():
-        yield (
-            f'<pattern id="{name}" width="8" height="8" patternUnits="userSpaceOnUse" patternTransform="'
-            f'scale({size:.6g}) rotate(45)"><line class="hatching" x1="0" y1="0" x2="0" y2="8"/></pattern>'
-        )
-    yield (f'<clipPath id="swiped"><rect id="curtain" width="{width:.6g}" height="{height:.6g}"/></clipPath></defs>')
+    yield (
+        '<defs><pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<line class="hatching" x1="0" y1="0" x2="0" y2="6"/></pattern>'
+        f'<clipPath id="swiped"><rect id="curtain" width="{width:.6g}" height="{height:.6g}"/></clipPath>'
+    )
     corners = " ".join(f"{x:.7g},{y:.7g}" for x, y in content.frame.outline())
+    yield f'<clipPath id="ground"><polygon points="{corners}"/></clipPath></defs>'
     yield f'<polygon class="ground" points="{corners}"/>'
     for name, picture in content.pictures.items():
-        clip = ' clip-path="url(#swiped)"' if name == "image" and "before" in content.pictures else ""
+        clip = ' clip-path="url(#ground)"' if name == "density" else ""
+        clip = ' clip-path="url(#swiped)"' if name == "image" and "before" in content.pictures else clip
         hidden = " hidden" if name in ("probability", "density") else ""
-        yield f'<g id="layer-{name}"{clip}{hidden}>{_image(content, picture, photo=name in ("before", "image"))}</g>'
-    if "before" in content.pictures:
-        yield f'<line id="parting" class="parting" y1="0" y2="{height:.7g}" hidden=""/>'
+        photo = name in ("before", "image", "relief")
+        yield f'<g id="layer-{name}"{clip}{hidden}>{_image(content, picture, photo)}</g>'
     yield f'<polygon class="border" points="{corners}"/>'
     yield f'<g id="landslides" transform="scale({content.unit:g})">'
-    kinds = classes(content.shown)
+    kinds = kinds_of(content.shown)
     for i, (outline, kind) in enumerate(zip(content.shown["geometry"], kinds, strict=True)):
         yield f'<path class="p{kind}" data-i="{i}" d="{path_data(outline, content.unit)}"/>'
     yield f'</g><g id="choice" transform="scale({content.unit:g})"><path id="halo"/><path id="chosen"/></g>'
@@ -176,24 +175,19 @@ def _furniture(content: Content) -> Iterator[str]:
             'd="M0-22 9 8 0 2-9 8z"/><path class="dark" d="M0-22 9 8 0 2-9 8z"/></g>'
             '<text y="26" text-anchor="middle">N</text></g>'
         )
+    if "before" in content.pictures:
+        yield '<g id="parting" hidden=""><line class="light" stroke-width="2" y1="0" y2="1"/>'
+        yield '<text x="-8" y="20" text-anchor="end">before</text><text x="8" y="20">after</text></g>'
     yield '<g id="cross"><path d="M-12 0h24M0-12v24"/><path d="M-12 0h24M0-12v24"/></g></g>'
-
-
-def classes(table: pd.DataFrame) -> list[int]:
-    """Index in ``CLASSES`` of each landslide's mean probability."""
-    if "prob_mean" not in table:
-        return [0] * len(table)
-    lower = [low for low, *_ in CLASSES[1:]]
-    return [int(i) for i in np.searchsorted(lower, table["prob_mean"].to_numpy(np.float64), side="right")]
 
 
 def _class_style() -> str:
     """Rules for the classes, in the colours that QGIS shows."""
-    rules = [
-        f".p{i} {{ fill: rgba({fill},.3); stroke: rgb({outline}); }}\n"
-        for i, (_, _, fill, outline) in enumerate(CLASSES)
-    ]
-    return "".join(rules)
+    rules = []
+    for i, kind in enumerate(KINDS):
+        red, green, blue = kind.colour
+        rules.append(f".p{i} {{ fill: rgb({red} {green} {blue} / .3); stroke: rgb({red} {green} {blue}); }}")
+    return "\n".join(rules) + "\n"
 
 
 #: Layers by what they are called, whether they are on at first, and whether they can be made transparent.
@@ -204,6 +198,7 @@ _LAYERS = {
     "layer-probability": ("Probability", False, True),
     "layer-image": ("Image", True, True),
     "layer-before": ("Image before", True, True),
+    "layer-relief": ("Relief", True, True),
 }
 
 
@@ -228,9 +223,7 @@ def _layers(content: Content) -> Iterator[str]:
             yield _class_legend()
         elif layer == "layer-unseen":
             yield (
-                '<ul class="legend"><li>'
-                + _swatch('class="ground-legend"')
-                + "no data, cloud, masked or outside</li></ul>"
+                '<ul class="legend"><li>' + _swatch('class="unseen"') + "no data, cloud, masked or outside</li></ul>"
             )
         elif layer == "layer-probability":
             yield _ramp("probability", PROBABILITY, "0", "1")
@@ -241,15 +234,14 @@ def _layers(content: Content) -> Iterator[str]:
         yield "</div>"
     if "before" in content.pictures:
         yield (
-            '<div class="swipe screen"><span>before</span><input type="range" id="swipe" min="0" max="100" '
-            'value="100" aria-label="How much of the image after is shown, from the left"><span>after</span></div>'
+            '<div class="swipe screen"><label for="swipe">Line between before and after</label>'
+            '<input type="range" id="swipe" min="0" max="100" value="0"></div>'
         )
 
 
 def _class_legend() -> str:
     rows = "".join(
-        "<li>" + _swatch(f'class="p{i}" stroke-width="1.5"') + f"{low:g} to {high:g}</li>"
-        for i, (low, high, *_) in enumerate(CLASSES)
+        "<li>" + _swatch(f'class="p{i}" stroke-width="1.5"') + f"{kind.name}</li>" for i, kind in enumerate(KINDS)
     )
     return f'<p class="hint">by mean probability</p><ul class="legend">{rows}</ul>'
 
@@ -281,7 +273,7 @@ def _shown(content: Content) -> str:
             f"{content.summary['out']} has all of them."
         )
     words.append("Outlines are simplified a little; measure in the original file.")
-    if not {"image", "before"} & {*content.pictures}:
+    if "image" not in content.pictures:
         words.append("There was no image to show: only probabilities were given.")
     return " ".join(words)
 
@@ -351,9 +343,9 @@ def _charts(content: Content) -> str:
     return f'<div class="charts">{"".join(drawn)}</div>{none}'
 
 
-def _words(content: Content) -> str:
+def _words(content: Content, origin: Origin) -> str:
     table = content.shown.drop(columns="geometry")
-    rules = notes.RULES | {a.label: a.meaning for name, a in ATTRIBUTES.items() if name in table and a.meaning}
+    rules = notes.rules(origin) | {a.label: a.meaning for name, a in ATTRIBUTES.items() if name in table and a.meaning}
     rows = (f"<div><dt>{escape(name)}</dt><dd>{escape(rule)}</dd></div>" for name, rule in rules.items())
     return f'<dl class="columns">{"".join(rows)}</dl>'
 

@@ -169,9 +169,26 @@ def coloured(values: Floats, colours: Sequence[str], top: float) -> Bytes:
     return pixels
 
 
+def relief(elevation: Floats, pixel: float) -> Bytes:
+    """Elevations (H, W) in metres as (H, W, 4) of shaded relief, lit from the upper left at 45 degrees (Horn 1981).
+
+    Args:
+        elevation: NaN where unknown.
+        pixel: Metres of a pixel.
+    """
+    if min(elevation.shape) < 2:
+        return np.zeros((*elevation.shape, 4), np.uint8)
+    down, right = np.gradient(elevation, pixel)
+    light = (1 + (right + down) / np.sqrt(2)) / np.sqrt(2 * (1 + right**2 + down**2))
+    grey = np.nan_to_num(60 + 195 * np.clip(light, 0, 1)).astype(np.uint8)
+    known = np.isfinite(light)
+    return np.stack([*(grey * known,) * 3, np.where(known, np.uint8(255), np.uint8(0))], axis=-1)
+
+
 def veil(hidden: NDArray[np.bool_]) -> Bytes:
     """(H, W, 4) that dims what is hidden, in stripes."""
-    stripe = np.add.outer(*map(np.arange, hidden.shape)) % 8 < 2
+    step = max(4, round(max(hidden.shape) / 160))
+    stripe = np.add.outer(*map(np.arange, hidden.shape)) % step < max(1, step // 4)
     pixels = np.zeros((*hidden.shape, 4), np.uint8)
     pixels[hidden] = (235, 235, 235, 150)
     pixels[hidden & stripe] = (90, 90, 90, 170)

@@ -24,11 +24,13 @@ from l4s_geo.report.pictures import (
     Stretch,
     coloured,
     layer_values,
+    relief,
     scene_bands,
     shown_bands,
     veil,
 )
 from l4s_geo.scene import Scene
+from l4s_geo.scene.bands import TERRAIN_BANDS
 
 
 class Report:
@@ -76,11 +78,8 @@ class Report:
         from l4s_geo.report.page import Content, page
         from l4s_geo.report.quicklook import quicklook
 
-        pictures = self._photos()
-        densest = 0.0
-        if self._page is not None:
-            densest, drawn = self._drawn()
-            pictures |= drawn
+        densest, density = self._dense()
+        pictures = self._photos() | self._drawn() | density
         content = Content(record, summary, self._frame, self._landslides, self._pixel, pictures, densest)
         if self._page is not None:
             temporary = until.enter_context(atomic(self._page))
@@ -92,9 +91,12 @@ class Report:
                 quicklook(content, temporary)
 
     def _photos(self) -> dict[str, Picture]:
-        """Images before and after, in the same colours."""
+        """Images before and after, in the same colours; the relief where there is nothing but terrain."""
         photos: dict[str, Picture] = {}
         scenes = {"image": self._scene, "before": self._before}
+        if self._scene is not None and {*self._scene.bands} <= {*TERRAIN_BANDS} and "dem" in self._scene.bands:
+            values, transform = scene_bands(self._scene, ["dem"])
+            return {"relief": Picture(relief(values[0], self._pixel), transform, "shaded elevations")}
         stretch, bands = None, shown_bands(self._scene.bands if self._scene else ())[0]
         for name, scene in scenes.items():
             if scene is None or not bands:
@@ -105,19 +107,20 @@ class Report:
             photos[name] = Picture(stretch(values), transform, date + shown_bands(bands)[1])
         return dict(sorted(photos.items()))  # what was before lies below
 
-    def _drawn(self) -> tuple[float, dict[str, Picture]]:
-        """Layers made of the map itself, and the share of landslide that is drawn darkest."""
+    def _drawn(self) -> dict[str, Picture]:
+        """Probability, and what was not seen."""
         values, transform = layer_values(self._raster, self._layer)
         pictures = {"probability": Picture(coloured(values, PROBABILITY, 1.0), transform, "Probability of landslide")}
-        densest = 0.0
-        if self._density is not None and self._landslides.count:
-            share = self._density.values() / np.float32(1e6)
-            densest = float(np.nanmax(share, initial=0)) or 1.0
-            grid = self._raster.grid
-            cells = [max(1, round(CELL_M / size)) for size in grid.pixel_size_m()]
-            pictures["density"] = Picture(
-                coloured(share, DENSITY, densest), grid.transform * Affine.scale(*cells), "Landslides per square km"
-            )
         if np.isnan(values).any():
             pictures["unseen"] = Picture(veil(np.isnan(values)), transform, "What was not seen")
-        return densest, pictures
+        return pictures
+
+    def _dense(self) -> tuple[float, dict[str, Picture]]:
+        """The share of landslide that is drawn darkest, and the picture of it, if there is a page to show it."""
+        if self._density is None or not self._landslides.count:
+            return 0.0, {}
+        share, grid = self._density.values() / np.float32(1e6), self._raster.grid
+        densest = float(np.nanmax(share, initial=0)) or 1.0
+        cells = Affine.scale(*(max(1, round(CELL_M / size)) for size in grid.pixel_size_m()))
+        pixels = coloured(share, DENSITY, densest)
+        return densest, {"density": Picture(pixels, grid.transform * cells, "Landslides per square km")}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 
-from l4s_geo.qml import CLASSES
+from l4s_geo.report.classes import KINDS, Kind, kinds_of
 from l4s_geo.report.figures import nice
 from l4s_geo.report.origin import Origin
-from l4s_geo.report.page import Content, area, classes
+from l4s_geo.report.page import Content, area
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,23 +71,24 @@ def _draw(ax: Axes, content: Content) -> None:
     ax.set_aspect("equal", anchor="C")
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.fill(*content.frame.outline().T, facecolor="0.93", edgecolor="0.78", hatch="////", linewidth=0, zorder=0)
-    picture = content.pictures.get("image")
-    if picture is not None:
-        h, w = picture.pixels.shape[:2]
-        m = content.frame.matrix(picture.transform)
-        onto = Affine2D(np.array([[m.a, m.b, m.c], [m.d, m.e, m.f], [0, 0, 1]])) + ax.transData
-        ax.imshow(picture.pixels, extent=(0, w, h, 0), transform=onto, zorder=1, aspect="equal", clip_on=True)
-        ax.set_xlim(0, width)
-        ax.set_ylim(height, 0)
-    kinds = np.array(classes(content.shown), dtype=int)
+    ax.fill(*content.frame.outline().T, facecolor="0.85", linewidth=0, zorder=0)
+    photo = "image" in content.pictures
+    for name in ("image", "unseen") if photo else ("relief", "probability", "unseen"):
+        if name in content.pictures:
+            picture = content.pictures[name]
+            h, w = picture.pixels.shape[:2]
+            m = content.frame.matrix(picture.transform)
+            onto = Affine2D(np.array([[m.a, m.b, m.c], [m.d, m.e, m.f], [0, 0, 1]])) + ax.transData
+            ax.imshow(picture.pixels, extent=(0, w, h, 0), transform=onto, zorder=1, aspect="equal")
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+    kinds = np.array(kinds_of(content.shown), dtype=int)
     outlines = content.shown["geometry"].to_numpy()
-    for i, (_, _, fill, outline) in enumerate(CLASSES):
+    for i, kind in enumerate(KINDS):
+        colour = _colour(kind)
         paths = [_path(outline) for outline in outlines[kinds == i]]
         ax.add_collection(
-            PathCollection(
-                paths, facecolors=[(*_colour(fill), 0.25)], edgecolors=[_colour(outline)], linewidths=0.8, zorder=2 + i
-            ),
+            PathCollection(paths, facecolors=[(*colour, 0.25)], edgecolors=[colour], linewidths=0.8, zorder=2 + i),
             autolim=False,
         )
     _scale_bar(ax, content)
@@ -101,21 +102,22 @@ def _path(outline: shapely.Geometry) -> Outline:
     return Outline.make_compound_path(*rings)
 
 
-def _colour(fill: str) -> tuple[float, float, float]:
-    red, green, blue = (int(v) / 255 for v in fill.split(","))
+def _colour(kind: Kind) -> tuple[float, float, float]:
+    red, green, blue = (v / 255 for v in kind.colour)
     return red, green, blue
 
 
 def _legend(ax: Axes, content: Content) -> None:
     from matplotlib.patches import Patch
 
-    kinds = classes(content.shown)
+    found = {*kinds_of(content.shown)}
     entries = [
-        Patch(facecolor=(*_colour(fill), 0.25), edgecolor=_colour(outline), label=f"{low:g} to {high:g}")
-        for i, (low, high, fill, outline) in enumerate(CLASSES)
-        if i in kinds
+        Patch(facecolor=(*_colour(kind), 0.25), edgecolor=_colour(kind), label=kind.name)
+        for i, kind in enumerate(KINDS)
+        if i in found
     ]
-    entries.append(Patch(facecolor="0.93", edgecolor="0.78", hatch="////", linewidth=0, label="not seen"))
+    if "unseen" in content.pictures:
+        entries.append(Patch(facecolor="0.92", edgecolor="0.5", hatch="/////", linewidth=0, label="not seen"))
     ax.legend(
         handles=entries, title="Mean probability of landslide", loc="upper left", bbox_to_anchor=(0, -0.005), ncols=5,
         frameon=False, fontsize=8, title_fontsize=8, alignment="left", borderaxespad=0.2, borderpad=0,

@@ -29,6 +29,7 @@
     view = { x: cx - w / 2, y: cy - h / 2, w, h };
     map.setAttribute("viewBox", `${view.x} ${view.y} ${view.w} ${view.h}`);
     map.classList.toggle("close", data.pixel / metresPerPixel() > 1.5);
+    map.classList.toggle("far", data.pixel / metresPerPixel() < 0.8);
     furnish();
   }
 
@@ -66,7 +67,12 @@
     $("scale-text").textContent = length >= 1000 ? `${length / 1000} km` : `${length} m`;
     if ($("north")) at("north", view.x + view.w - 30 * m, view.y + 36 * m);
     at("cross", ...centre());
-    $("hatch").setAttribute("patternTransform", `scale(${m}) rotate(45)`);
+    if ($("parting")) {
+      const x = Number($("curtain").getAttribute("x"));
+      $("parting").setAttribute("transform", `translate(${x} ${view.y}) scale(${m})`);
+      $("parting").toggleAttribute("hidden", x <= 0 || x >= width);
+      $("parting").querySelector("line").setAttribute("y2", view.h / m);
+    }
   }
 
   // ---- coordinates ----
@@ -96,7 +102,7 @@
 
   function sayPlace(at) {
     const { own, earth } = words(at);
-    $("place").textContent = [earth, `${data.frame.name}: ${own}`].filter(Boolean).join("   ·   ");
+    $("place").textContent = [earth, `${data.frame.name}: ${own}`].filter(Boolean).join("\n");
   }
 
   // ---- landslides ----
@@ -241,14 +247,11 @@
   });
   const swipe = $("swipe");
   const curtain = () => {
-    const x = (width * Number(swipe.value)) / 100;
-    $("curtain").setAttribute("width", x);
-    for (const end of ["x1", "x2"]) $("parting").setAttribute(end, x);
-    $("parting").toggleAttribute("hidden", x <= 0 || x >= width);
+    $("curtain").setAttribute("x", (width * Number(swipe.value)) / 100);
+    furnish();
   };
   if (swipe) {
     swipe.addEventListener("input", curtain);
-    curtain();
   }
 
   // ---- pointer ----

@@ -44,9 +44,9 @@ ATTRIBUTES = {
         short="Agreement",
     ),
     "uncertainty": Attribute(
-        "Disagreement",
+        "Uncertainty",
         digits=3,
-        meaning="How far the networks' probabilities are apart (standard deviation); 0 is not at all.",
+        meaning="How much doubt the networks leave: 0 is none.",
     ),
     "elev_min": Attribute("Elevation, lowest", "m", 0),
     "elev_max": Attribute("Elevation, highest", "m", 0),
