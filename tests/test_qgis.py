@@ -44,7 +44,7 @@ GREY = (128, 128, 128)
 GREEN = (40, 90, 50)
 
 #: Patches of 10 x 10 pixels: row, column, probability.
-PATCHES = ((5, 5, 0.4), (5, 25, 0.6), (25, 5, 0.775), (25, 25, 0.95))
+PATCHES = ((5, 5, 0.3), (5, 25, 0.475), (25, 5, 0.625), (25, 25, 0.85))
 NOT_SEEN = (45, 15)
 
 Colour = Sequence[float]
@@ -138,7 +138,7 @@ def write(folder: Path, out: str, **others: str) -> MapResult:
     prob = probabilities()
     grid = Grid(CRS.from_epsg(32654), TEN, prob.shape[1], prob.shape[0])
     origin = {"model": "m", "scene": "s", "date": "2018-09-11"}
-    filters = {"threshold": 0.3, "min_area": 0.0, "min_slope": 0.0, "max_hole": 0.0, "simplify": 0.0}
+    filters = {"threshold": 0.25, "min_area": 0.0, "min_slope": 0.0, "max_hole": 0.0, "simplify": 0.0}
     with WorkRaster(folder / "work.raw", grid, LAYERS) as raster:
         for layer in LAYERS:
             raster.write(Window(0, 0, grid.width, grid.height), prob, layer)

@@ -90,7 +90,7 @@ def record(name="valley", notes=()):
 
 def write_report(folder, files, before=True, made=None, change=lambda part: part):
     """A page and a quicklook of ``files``, as the pipeline makes them."""
-    wanted = Outputs(folder / "out.gpkg", None, None, folder / "out.html", folder / "out.png")
+    wanted = Outputs(folder / "out.gpkg", report=folder / "out.html", quicklook=folder / "out.png")
     with ExitStack() as stack:
         raster = stack.enter_context(ProbabilityRaster(files.prob))
         after = stack.enter_context(open_scene(files.after, dem=files.dem, resolution=None))
