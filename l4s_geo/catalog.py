@@ -208,7 +208,7 @@ class _Api:
                 f"{', '.join(self.collections()[:40])}."
             )
         for box in wanted.boxes:
-            progress.start("searching", ITEMS)
+            progress.start("items looked at (at most)", ITEMS)
             count = odd = 0
             for item in self._found(wanted, box):
                 count += 1
@@ -256,7 +256,7 @@ class _Files:
 
     def items(self, wanted: Wanted, progress: Progress) -> Iterator[pystac.Item]:
         """Items that are wanted, from all collections that may have some."""
-        progress.start("reading the catalogue", FILES)
+        progress.start("files read (at most)", FILES)
         with closing(_Loader(self.session, progress, self.address)) as loader:
             # with each file, whether it lies in a collection that is wanted; None: in no collection
             waiting: deque[tuple[str, Mapping[str, Any], bool | None]] = deque([(self.address, self.root, None)])

@@ -116,7 +116,8 @@ def _refused(url: str, status: int, said: str) -> str:
         403: "It needs credentials, or a signed address whose time has not run out.",
         404: "Check the address.",
     }.get(status, "Check the address, or try again later.")
-    return f"{shown(url)} answers with HTTP status {status}{f' ({said[:200]})' if said else ''}. {hint}"
+    told = f" ({said[:200]})" if said and not said.startswith("<") else ""  # no pages for people
+    return f"{shown(url)} answers with HTTP status {status}{told}. {hint}"
 
 
 def _cause(error: BaseException) -> str:
@@ -231,6 +232,22 @@ def resolve(href: Any, base: str, whose: str) -> Address:
     if href.startswith(("/vsi", "\\")) or not path.is_file():
         raise InputError(f"{what} is to be the file {str(path)[:300]}, but there is none. Download it too.")
     return Address(str(path.absolute()), str(path))
+
+
+def allow_public_buckets() -> bool:
+    """Have GDAL read s3 addresses without credentials where none are set, for all of the process.
+
+    Public buckets, such as those of the Copernicus DEM, refuse nobody, but GDAL would not ask without credentials.
+
+    Returns:
+        Whether it is so.
+    """
+    known = [f"AWS_{k}" for k in ("ACCESS_KEY_ID", "PROFILE", "WEB_IDENTITY_TOKEN_FILE", "ROLE_ARN")]
+    known += [f"AWS_CONTAINER_CREDENTIALS_{k}_URI" for k in ("RELATIVE", "FULL")]
+    files = Path("~/.aws/credentials").expanduser(), Path("~/.aws/config").expanduser()
+    if not any(os.environ.get(k) for k in known) and not any(path.exists() for path in files):
+        os.environ.setdefault("AWS_NO_SIGN_REQUEST", "YES")
+    return os.environ.get("AWS_NO_SIGN_REQUEST") == "YES"
 
 
 def _local(href: str, base: str) -> Path:
