@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,16 +20,19 @@ import pytest
 import shapely
 from click.testing import CliRunner, Result
 
-from l4s_geo import catalog
+from l4s_geo import catalog_files
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError
+from l4s_geo.places import footprint, parse_bbox, share_covered
 from l4s_geo.scene import open_scene, web
-from l4s_geo.search import footprint, parse_bbox, parse_dates, share_covered
+from l4s_geo.search import parse_dates
 from l4s_geo.stack import dem_collection
 
 from .conftest import DATA
 from .stac_server import TIFF, Api, item, serve, two_digits, write_cog, write_json
 from .test_stac import tile
+
+COMMAND = str(Path(sys.executable).with_name("l4s-map"))
 
 #: West, south, east, north of the scenes below.
 BOX = (141.0, 42.0, 142.0, 43.0)
@@ -247,7 +252,7 @@ def test_a_walk_is_bounded_and_leaves_out_what_cannot_fit(tmp_path: Path, monkey
     with serve(tmp_path) as (url, asked):
         found("--catalog", f"{url}/catalog.json", "--bbox", AREA)
         assert not any("/far/2018" in path for path in asked())
-        monkeypatch.setattr(catalog, "FILES", 6)
+        monkeypatch.setattr(catalog_files, "FILES", 6)
         answer = found("--catalog", f"{url}/catalog.json", "--bbox", AREA)
     assert len(ids(answer)) < 4
     assert any("more than the 6 files" in note for note in answer["notes"])
@@ -506,9 +511,14 @@ def test_search_stack_map(kind: str, tmp_path: Path) -> None:
             write_files(data, items)
             found("--catalog", f"{files}/catalog.json", f"--bbox={asked}", "--max-cloud", 20, "--out", out)
         args = [str(out), "--out", str(maps), "--min-slope", "0", "--threshold", "0.05", "--json", "-q"]
-        done = CliRunner().invoke(main, args)
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
+        if kind == "api":
+            done = subprocess.run([COMMAND, *args], capture_output=True, text=True, check=False)
+            code, printed = done.returncode, done.stdout
+        else:
+            answer = CliRunner().invoke(main, args)
+            code, printed = answer.exit_code, answer.stdout
+    assert code == 0, printed
+    result = json.loads(printed)
     assert any("dem from the item: 2 tiles of elevation" in note for note in result["notes"])
     assert result["seen_share"] == 1
     table = gpd.read_file(maps, layer="landslides")

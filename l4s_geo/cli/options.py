@@ -66,7 +66,8 @@ def scene_options(command: F) -> F:
             default="auto",
             show_default=True,
             help="Added to digital numbers: what the metadata of a SAFE product or STAC item say (auto; none for "
-            "other files), nothing (0), or the -1000 of processing baseline 04.00 and newer for files that have lost their metadata.",
+            "other files), nothing (0), or the -1000 of processing baseline 04.00 and newer for files that have lost "
+            "their metadata.",
         ),
         click.option(
             "--units",

@@ -220,7 +220,8 @@ def _open_item(item: Item, wanted: Sequence[str] | None, given: Sequence[str], s
             with rasterio.Env(**GDAL_ALONE):
                 raster = open_raster(address.gdal, stack, driver=image.driver)
         except InputError as e:  # a signature is for nobody else
-            raise InputError(f"Asset {image.key!r}: {str(e).replace(address.gdal, address.shown)}") from e
+            hint = " It may need credentials or a signed address." * address.gdal.startswith("/vsi")
+            raise InputError(f"Asset {image.key!r}: {str(e).replace(address.gdal, address.shown)}{hint}") from e
         if image.index not in raster.indexes or (name in TERRAIN_BANDS and len(raster.indexes) != 1):
             raise InputError(
                 f"{address.shown} has {len(raster.indexes)} bands, but {name} is to be band {image.index} of asset "
@@ -230,7 +231,8 @@ def _open_item(item: Item, wanted: Sequence[str] | None, given: Sequence[str], s
         return replace(raster, path=address.shown, indexes=(image.index,), names=(name,), zero_is_nodata=spectral)
 
     unsigned = any(a.gdal.startswith("/vsis3/") for a in item.addresses.values()) and allow_public_buckets()
-    enough = {*item.images} if wanted is None or not {*wanted} <= {*item.images, *TERRAIN_BANDS} else {*wanted}
+    asked = {*(wanted or ())} - {*TERRAIN_BANDS}
+    enough = asked if asked and asked <= item.images.keys() else item.images.keys()
     rasters = [open_image(image, band) for band, image in item.images.items() if band in enough]
     terrain = {
         name: mosaic([open_image(tile, name) for tile in tiles], stack)
