@@ -59,9 +59,11 @@ def read_item(found: Any, where: str | None = None) -> pystac.Item | None:
         item = pystac.Item.from_dict(found)
         own = item.get_self_href()
         item.set_self_href(where or (own if own and is_web(own) else None))
+        _span(item), bbox_parts(item.bbox)  # must not fail later
     except Exception:  # whatever pystac does not foresee in metadata; there is no common base
         return None
-    return item if item.bbox or item.geometry else None
+    named = isinstance(item.id, str) and item.id and isinstance(item.collection_id, str | None)
+    return item if named and (item.bbox or item.geometry) else None
 
 
 def _span(item: pystac.Item) -> Dates:
@@ -85,7 +87,9 @@ def bbox_parts(bbox: Sequence[float] | None) -> list[Box]:
 def cloud_cover(item: pystac.Item) -> float | None:
     """Per cent of an item that is under cloud, if it says."""
     found = item.properties.get("eo:cloud_cover")
-    return float(found) if isinstance(found, (int, float)) and 0 <= found <= 100 else None
+    if isinstance(found, bool) or not isinstance(found, (int, float)):
+        return None
+    return float(found) if 0 <= found <= 100 else None
 
 
 def links_of(found: Mapping[str, Any], base: str) -> dict[str, list[str]]:

@@ -58,14 +58,15 @@ def read_area(path: str) -> BaseGeometry:
 def footprint(item: pystac.Item) -> BaseGeometry:
     """Outline of an item in degrees, its bounding box where it has none; empty where neither is usable."""
     try:
-        found = shape(item.geometry) if item.geometry else shapely.box(*_flat(item.bbox or []))
-        found = shapely.make_valid(found)
+        found = shapely.make_valid(shape(item.geometry) if item.geometry else shapely.box(*_flat(item.bbox or [])))
+        left, bottom, right, top = found.bounds
+        if not (-720 <= left <= right <= 720 and -90 <= bottom <= top <= 90):  # NaN too
+            return shapely.Polygon()
+        if right - left > 180:  # the outline goes around the other way: longitudes belong beyond the date line
+            found = shapely.make_valid(shapely.transform(found, lambda xy: xy + (xy[:, :1] < 0) * [360, 0]))
+        return _one_turn(found)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError):
         return shapely.Polygon()
-    left, _, right, _ = found.bounds or (0, 0, 0, 0)
-    if right - left > 180:  # the outline goes around the other way: longitudes belong beyond the date line
-        found = shapely.make_valid(shapely.transform(found, lambda xy: xy + (xy[:, :1] < 0) * [360, 0]))
-    return _one_turn(found)
 
 
 def _flat(bbox: Sequence[float]) -> list[float]:

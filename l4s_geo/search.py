@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from calendar import monthrange
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -238,15 +238,17 @@ def _moment(text: str, whole: str, last: bool = False) -> datetime | None:
 def table(scenes: Sequence[Scene]) -> Iterator[str]:
     """For people: a line per scene, its address last since it is long."""
     rows = [scene.to_dict() for scene in scenes]
+    rows = [row | {"id": _plain(row["id"]), "href": _plain(shown(row["href"] or "?"))} for row in rows]
     width = max((len(row["id"]) for row in rows), default=2)
     yield f"{'':>3}  {'date':10}  {'clouds':>6}  {'covered':>7}  {'level':5}  {'id':{width}}  address"
     for number, row in enumerate(rows, 1):
         cloud = "?" if row["cloud_cover"] is None else f"{row['cloud_cover']:.0f} %"
         yield (
             f"{number:>3}  {row['date']:10}  {cloud:>6}  {row['covered']:>7.0%}  {row['level'] or '?':5}  "
-            f"{row['id']:{width}}  {_plain(row)}"
+            f"{row['id']:{width}}  {row['href']}"
         )
 
 
-def _plain(row: Mapping[str, Any]) -> str:
-    return shown(row["href"]) if row["href"] else "?"
+def _plain(text: str) -> str:
+    """Without what would do something to a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)

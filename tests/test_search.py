@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,22 @@ import pystac
 import pytest
 import shapely
 from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from l4s_geo import catalog_files
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError
+from l4s_geo.items import Wanted, read_item
 from l4s_geo.places import footprint, parse_bbox, share_covered
+from l4s_geo.progress import Silent
 from l4s_geo.scene import open_scene, web
-from l4s_geo.search import parse_dates
-from l4s_geo.stack import dem_collection
+from l4s_geo.search import Query, find_scenes, parse_dates, table
+from l4s_geo.stack import build, dem_collection
 
 from .conftest import DATA
 from .stac_server import TIFF, Api, item, serve, two_digits, write_cog, write_json
-from .test_stac import tile
+from .test_stac import JUNK, tile
 
 COMMAND = str(Path(sys.executable).with_name("l4s-map"))
 
@@ -379,6 +385,37 @@ def test_areas_across_the_date_line() -> None:
     ):
         whole = made | {"geometry": geometry, "bbox": bbox, "links": [], "assets": {}}
         assert share_covered(footprint(pystac.Item.from_dict(whole)), area) == pytest.approx(0.5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), junk=JUNK)
+def test_odd_items_are_left_out_and_do_not_break_a_search(data: st.DataObject, junk: Any) -> None:
+    odd: Any = copy.deepcopy(SCENES[3]) | {"links": [{"rel": "self", "href": "https://host.invalid/x"}]}
+    node = odd
+    while True:
+        key = data.draw(st.sampled_from([*node] if isinstance(node, dict) else [*range(len(node))]))
+        if not (isinstance(node[key], (dict, list)) and node[key]) or data.draw(st.booleans()):
+            break
+        node = node[key]
+    node[key] = junk
+
+    class One:
+        address, given, cut = "here", None, None
+
+        def collections(self) -> list[str]:
+            return []
+
+        def items(self, wanted: Wanted, progress: Any) -> Iterator[pystac.Item]:
+            made = read_item(json.loads(json.dumps(odd)))
+            if made and wanted.fits(made):
+                yield made
+
+    result = find_scenes(One(), Query(parse_bbox(AREA), max_cloud=50), Silent())
+    assert len(result.scenes) <= 1
+    assert len([*table(result.scenes)]) == 1 + len(result.scenes)
+    for entry in result.scenes:
+        with suppress(InputError):
+            build(entry, One(), None, Silent())
 
 
 def test_shares_are_those_on_the_ground() -> None:

@@ -444,7 +444,8 @@ def test_an_item_from_the_web_must_not_lead_to_local_files(
 
 @pytest.mark.parametrize(
     "href",
-    ["/vsizip//tmp/x.zip/a.tif", "/vsimem/x.tif", "vrt://x.tif", "ftp://host/x.tif", "gs://bucket/x.tif", "s3://bucket",
+    ["http://[/x.tif", "//[/x.tif", "file://[/x.tif",
+     "/vsizip//tmp/x.zip/a.tif", "/vsimem/x.tif", "vrt://x.tif", "ftp://host/x.tif", "gs://bucket/x.tif", "s3://bucket",
      "GTIFF_DIR:1:x.tif", "WMTS:http://host/x.tif", "<VRTDataset></VRTDataset>", "zip+file://x.zip!a.tif", "", None, 5,
      {"a": 1}, "x" * 10_000, "a\0b.tif", "nowhere.tif", "data:image/tiff;base64,AAAA", "https:///x.tif", "."],
 )  # fmt: skip

@@ -209,6 +209,13 @@ def resolve(href: Any, base: str, whose: str) -> Address:
     what = f"{whose} of {shown(base)}"
     if not isinstance(href, str) or not href.strip() or len(href) > HREF_MAX or not href.isprintable():
         raise InputError(f"{what} has no usable address (href). Take the item from its catalogue again.")
+    try:
+        return _resolved(href, base, what)
+    except ValueError as e:  # of the standard library, for hosts that cannot be
+        raise InputError(f"{what} is at {href[:200]!r}, which is no address ({e}).") from e
+
+
+def _resolved(href: str, base: str, what: str) -> Address:
     scheme = _SCHEME.match(href)
     if scheme is None and is_web(base) and not re.match(r"/(?!/)|\\|[A-Za-z]:", href):
         href = urljoin(base, href)
@@ -263,7 +270,10 @@ def absolute(href: Any, base: str) -> str | None:
     if not isinstance(href, str) or len(href) > HREF_MAX:
         return None
     if is_web(base):
-        joined = urljoin(base, href)
+        try:
+            joined = urljoin(base, href)
+        except ValueError:  # hosts that cannot be
+            return None
         return joined if is_web(joined) else None
     if is_web(href):
         return href
