@@ -11,13 +11,12 @@ from typing import Any, Protocol
 
 import pystac
 from pystac_client import Client
-from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from requests import Session
 
 from l4s_geo.catalog_files import FILES, Files
 from l4s_geo.errors import InputError, meant, reason
-from l4s_geo.items import DEFECTS, Box, Dates, Wanted, links_of, read_item
+from l4s_geo.items import Box, Dates, Wanted, links_of, read_item
 from l4s_geo.progress import Progress
 from l4s_geo.scene.web import fetch, is_web, new_session, parse_json, read_json, shown
 
@@ -129,14 +128,14 @@ class _Api:
         with warnings.catch_warnings(), _answers(address):
             warnings.simplefilter("ignore")  # an API that does not say what it conforms to is asked all the same
             self._client = Client.open(address, stac_io=self._reader)
-        self._client.add_conforms_to("ITEM_SEARCH")
+            self._client.add_conforms_to("ITEM_SEARCH")
         self._ids: list[str] | None = None
 
     def collections(self) -> list[str]:
         """Ids of all collections."""
         if self._ids is None:
-            href = next((link.get_absolute_href() for link in self._client.get_links("data")), None)
             with _answers(self.address):
+                href = next((link.get_absolute_href() for link in self._client.get_links("data")), None)
                 pages = self._reader.get_pages(href or self.address.rstrip("/") + "/collections")
                 found = (c for page in _first(pages, FILES // PAGE) for c in page.get("collections", []))
                 self._ids = [str(c["id"]) for c in found if isinstance(c, Mapping) and c.get("id")]
@@ -168,10 +167,10 @@ class _Api:
 
     def _found(self, wanted: Wanted, box: Box) -> Iterator[Any]:
         """Items as the server gives them."""
-        posts = any(link.extra_fields.get("method") == "POST" for link in self._client.get_links("search"))
-        asks = wanted.cloud is not None and self._client.conforms_to("QUERY")
         with warnings.catch_warnings(), _answers(self.address):
             warnings.simplefilter("ignore")
+            posts = any(link.extra_fields.get("method") == "POST" for link in self._client.get_links("search"))
+            asks = wanted.cloud is not None and self._client.conforms_to("QUERY")
             yield from self._client.search(
                 method="POST" if posts else "GET",
                 max_items=ITEMS,
@@ -198,6 +197,8 @@ def _answers(address: str) -> Iterator[None]:
     """Turn what the libraries raise for odd answers into one message."""
     try:
         yield
-    except (APIError, *DEFECTS) as e:
+    except InputError:
+        raise
+    except Exception as e:  # they have no common base
         said = re.sub(r"\s+", " ", reason(e))[:300]
         raise InputError(f"{address} does not answer as a STAC catalogue does ({said}).") from e

@@ -16,7 +16,10 @@ Box = tuple[float, float, float, float]
 Dates = tuple[datetime | None, datetime | None]
 
 #: What pystac raises for metadata that are not as they should be.
-DEFECTS = (STACError, STACTypeError, KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError)
+DEFECTS = (
+    STACError, STACTypeError, KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
 from l4s_geo.errors import InputError
-from l4s_geo.items import Box
+from l4s_geo.items import DEFECTS, Box
 from l4s_geo.scene.grid import WGS84
 from l4s_geo.vector import read_polygons
 
@@ -65,7 +65,7 @@ def footprint(item: pystac.Item) -> BaseGeometry:
         if right - left > 180:  # the outline goes around the other way: longitudes belong beyond the date line
             found = shapely.make_valid(shapely.transform(found, lambda xy: xy + (xy[:, :1] < 0) * [360, 0]))
         return _one_turn(found)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError):
+    except (*DEFECTS, shapely.errors.ShapelyError):
         return shapely.Polygon()
 
 
