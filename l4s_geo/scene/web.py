@@ -58,7 +58,7 @@ def new_session() -> requests.Session:
     session = requests.Session()
     # a server's own wish when to come back is not heeded: it could be tomorrow
     often = Retry(
-        3, connect=1, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None,
+        3, connect=1, read=1, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None,
         respect_retry_after_header=False, raise_on_status=False,
     )  # fmt: skip
     for scheme in ("http://", "https://"):
