@@ -81,7 +81,7 @@ def _of_word(word: str) -> Iterator[Job]:
     path = Path(word)
     if path.suffix.lower() in LISTS:
         yield from _of_list(path)
-    elif glob.has_magic(word) and not path.exists():
+    elif glob.has_magic(word) and "://" not in word and not path.exists():
         found = sorted(glob.glob(word, recursive=True))  # noqa: PTH207 (the word may be absolute)
         if not found:
             raise InputError(f"No file is named like {word}. Check the path, and put it in quotes.")

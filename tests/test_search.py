@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,17 +21,24 @@ import pystac
 import pytest
 import shapely
 from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from l4s_geo import catalog
+from l4s_geo import catalog_files
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError
+from l4s_geo.items import Wanted, read_item
+from l4s_geo.places import footprint, parse_bbox, share_covered
+from l4s_geo.progress import Silent
 from l4s_geo.scene import open_scene, web
-from l4s_geo.search import footprint, parse_bbox, parse_dates, share_covered
-from l4s_geo.stack import dem_collection
+from l4s_geo.search import Query, find_scenes, parse_dates, table
+from l4s_geo.stack import build, dem_collection
 
 from .conftest import DATA
 from .stac_server import TIFF, Api, item, serve, two_digits, write_cog, write_json
-from .test_stac import tile
+from .test_stac import JUNK, tile
+
+COMMAND = str(Path(sys.executable).with_name("l4s-map"))
 
 #: West, south, east, north of the scenes below.
 BOX = (141.0, 42.0, 142.0, 43.0)
@@ -247,7 +258,7 @@ def test_a_walk_is_bounded_and_leaves_out_what_cannot_fit(tmp_path: Path, monkey
     with serve(tmp_path) as (url, asked):
         found("--catalog", f"{url}/catalog.json", "--bbox", AREA)
         assert not any("/far/2018" in path for path in asked())
-        monkeypatch.setattr(catalog, "FILES", 6)
+        monkeypatch.setattr(catalog_files, "FILES", 6)
         answer = found("--catalog", f"{url}/catalog.json", "--bbox", AREA)
     assert len(ids(answer)) < 4
     assert any("more than the 6 files" in note for note in answer["notes"])
@@ -374,6 +385,37 @@ def test_areas_across_the_date_line() -> None:
     ):
         whole = made | {"geometry": geometry, "bbox": bbox, "links": [], "assets": {}}
         assert share_covered(footprint(pystac.Item.from_dict(whole)), area) == pytest.approx(0.5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), junk=JUNK)
+def test_odd_items_are_left_out_and_do_not_break_a_search(data: st.DataObject, junk: Any) -> None:
+    odd: Any = copy.deepcopy(SCENES[3]) | {"links": [{"rel": "self", "href": "https://host.invalid/x"}]}
+    node = odd
+    while True:
+        key = data.draw(st.sampled_from([*node] if isinstance(node, dict) else [*range(len(node))]))
+        if not (isinstance(node[key], (dict, list)) and node[key]) or data.draw(st.booleans()):
+            break
+        node = node[key]
+    node[key] = junk
+
+    class One:
+        address, given, cut = "here", None, None
+
+        def collections(self) -> list[str]:
+            return []
+
+        def items(self, wanted: Wanted, progress: Any) -> Iterator[pystac.Item]:
+            made = read_item(json.loads(json.dumps(odd)))
+            if made and wanted.fits(made):
+                yield made
+
+    result = find_scenes(One(), Query(parse_bbox(AREA), max_cloud=50), Silent())
+    assert len(result.scenes) <= 1
+    assert len([*table(result.scenes)]) == 1 + len(result.scenes)
+    for entry in result.scenes:
+        with suppress(InputError):
+            build(entry, One(), None, Silent())
 
 
 def test_shares_are_those_on_the_ground() -> None:
@@ -506,9 +548,14 @@ def test_search_stack_map(kind: str, tmp_path: Path) -> None:
             write_files(data, items)
             found("--catalog", f"{files}/catalog.json", f"--bbox={asked}", "--max-cloud", 20, "--out", out)
         args = [str(out), "--out", str(maps), "--min-slope", "0", "--threshold", "0.05", "--json", "-q"]
-        done = CliRunner().invoke(main, args)
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
+        if kind == "api":
+            done = subprocess.run([COMMAND, *args], capture_output=True, text=True, check=False)
+            code, printed = done.returncode, done.stdout
+        else:
+            answer = CliRunner().invoke(main, args)
+            code, printed = answer.exit_code, answer.stdout
+    assert code == 0, printed
+    result = json.loads(printed)
     assert any("dem from the item: 2 tiles of elevation" in note for note in result["notes"])
     assert result["seen_share"] == 1
     table = gpd.read_file(maps, layer="landslides")

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 
+from l4s_geo.batch import find_jobs
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError
 from l4s_geo.pipeline import map_scene
@@ -27,6 +28,7 @@ from l4s_geo.progress import Silent
 from l4s_geo.scene import Scene, open_scene, web
 from l4s_geo.scene.assets import find_elevation, find_images
 from l4s_geo.scene.stac import find_item, from_json, item_level
+from l4s_geo.train.targets import find_targets
 
 from .stac_server import (
     EARTH_SEARCH,
@@ -314,6 +316,18 @@ def test_impossible_radiometry_is_refused(raster: dict[str, Any], changed: Calla
         open_scene(changed(stating(raster)))
 
 
+def test_what_the_files_declare_is_not_added_to_what_the_item_states(tmp_path: Path) -> None:
+    write_cog(tmp_path / "plain.tif", flat("B4"))
+    with rasterio.open(tmp_path / "plain.tif") as plain:
+        profile = plain.profile | {"driver": "GTiff"}
+        with rasterio.open(tmp_path / "B04.tif", "w", **profile) as tagged:
+            tagged.write(plain.read())
+            tagged.scales, tagged.offsets = (0.0001,), (-0.1,)
+    path = write_json(tmp_path / "item.json", item({"B04": asset("B04", **{"raster:bands": [WITH_OFFSET]})}))
+    with open_scene(path) as scene:
+        assert spectral(scene) == {"B4": LEVELS["B4"] - 1000}
+
+
 def test_reflectance_as_floats(tmp_path: Path) -> None:
     write_cog(tmp_path / "B04.tif", flat("B4").astype(np.float32) / 10000)
     path = write_json(tmp_path / "item.json", item({"B04": asset("B04")}))
@@ -430,7 +444,8 @@ def test_an_item_from_the_web_must_not_lead_to_local_files(
 
 @pytest.mark.parametrize(
     "href",
-    ["/vsizip//tmp/x.zip/a.tif", "/vsimem/x.tif", "vrt://x.tif", "ftp://host/x.tif", "gs://bucket/x.tif", "s3://bucket",
+    ["http://[/x.tif", "//[/x.tif", "file://[/x.tif",
+     "/vsizip//tmp/x.zip/a.tif", "/vsimem/x.tif", "vrt://x.tif", "ftp://host/x.tif", "gs://bucket/x.tif", "s3://bucket",
      "GTIFF_DIR:1:x.tif", "WMTS:http://host/x.tif", "<VRTDataset></VRTDataset>", "zip+file://x.zip!a.tif", "", None, 5,
      {"a": 1}, "x" * 10_000, "a\0b.tif", "nowhere.tif", "data:image/tiff;base64,AAAA", "https:///x.tif", "."],
 )  # fmt: skip
@@ -463,6 +478,32 @@ def test_local_addresses(folder: Path, tmp_path: Path) -> None:
         found = write_json(tmp_path / "item.json", item({"B04": {"href": href, "type": TIFF}}))
         with open_scene(found) as scene:
             assert spectral(scene) == {"B4": LEVELS["B4"]}
+
+
+def test_public_buckets_are_read_without_credentials(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = tmp_path / "bucket" / "a b"
+    bucket.mkdir(parents=True)
+    (bucket / "B04.tif").write_bytes((folder / "B04.tif").read_bytes())
+    path = write_json(tmp_path / "item.json", item({"B04": {"href": "s3://bucket/a b/B04.tif", "type": TIFF}}))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [k for k in os.environ if k.startswith("AWS_")] + ["AWS_NO_SIGN_REQUEST"]:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    with serve(tmp_path) as (url, _):
+        for name, value in (
+            ("S3_ENDPOINT", url.removeprefix("http://")),
+            ("HTTPS", "NO"),
+            ("VIRTUAL_HOSTING", "FALSE"),
+        ):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        with open_scene(path) as scene:
+            assert spectral(scene) == {"B4": LEVELS["B4"]}
+            assert any("without credentials" in note for note in scene.notes)
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.delenv("AWS_NO_SIGN_REQUEST")
+    assert not web.allow_public_buckets()
 
 
 def test_a_vrt_behind_an_address_is_not_opened(folder: Path, server: tuple[str, Callable[[], list[str]]]) -> None:
@@ -620,3 +661,13 @@ def test_mapping_an_item_is_mapping_its_files(model: str, tmp_path: Path) -> Non
         assert set(found.scene) == {"S2A_54TWN_20180911_0_L2A"}
     record = json.loads((tmp_path / "out.gpkg.json").read_text())
     assert record["inputs"]["scene"]["path"] == f"{url}/item.json"
+
+
+def test_adapt_takes_items(folder: Path) -> None:
+    (target,) = find_targets([str(folder / "item.json")], ("B4", "B3", "B2"), 10.0)
+    assert target.name == "S2A_54TWN_20180911_0_L2A"
+
+
+def test_batch_takes_addresses_with_questions() -> None:
+    (job,) = find_jobs(["https://host.invalid/items/S2A_1.json?f=json"])
+    assert (job.scene, job.name) == ("https://host.invalid/items/S2A_1.json?f=json", "S2A_1")

@@ -76,8 +76,8 @@ def command(
     """Map the landslides of SCENE.
 
     SCENE is a GeoTIFF, VRT or COG, a GDAL address (/vsicurl/..., s3://...), a Sentinel-2 product (.SAFE,
-    or a zip of it), a folder of single-band files, or an L4S .h5 patch. Digital numbers of Sentinel-2 are
-    expected; see --units for others.
+    or a zip of it), a STAC item (file or address; see `l4s-map search`), a folder of single-band files, or
+    an L4S .h5 patch. Digital numbers of Sentinel-2 are expected; see --units for others.
 
     \b
       l4s-map scene.tif --dem dem.tif --out landslides.gpkg

@@ -57,8 +57,8 @@ def scene_options(command: F) -> F:
             "--scl/--no-scl",
             default=True,
             show_default=True,
-            help="Leave out what the scene classification of a Level-2A SAFE product calls cloud, cirrus, shadow of a "
-            "cloud, snow or defective.",
+            help="Leave out what the scene classification of a Level-2A product or item calls cloud, cirrus, shadow "
+            "of a cloud, snow or defective.",
         ),
         click.option(
             "--clouds",
@@ -71,8 +71,9 @@ def scene_options(command: F) -> F:
             type=OFFSETS,
             default="auto",
             show_default=True,
-            help="Added to digital numbers: what the metadata of a SAFE product say (auto; none for other files), "
-            "nothing (0), or the -1000 of processing baseline 04.00 and newer for files that have lost their metadata.",
+            help="Added to digital numbers: what the metadata of a SAFE product or STAC item say (auto; none for "
+            "other files), nothing (0), or the -1000 of processing baseline 04.00 and newer for files that have lost "
+            "their metadata.",
         ),
         click.option(
             "--units",

@@ -78,7 +78,8 @@ def command(
     if picks and out is None:
         raise click.UsageError("--pick chooses what --out writes. Give --out too.")
     from l4s_geo.catalog import open_catalogue
-    from l4s_geo.search import Query, choose, find_scenes, parse_bbox, parse_dates, read_area, table
+    from l4s_geo.places import parse_bbox, read_area
+    from l4s_geo.search import Query, choose, find_scenes, parse_dates, table
 
     area = parse_bbox(bbox) if bbox is not None else read_area(str(aoi))
     query = Query(area, parse_dates(dates) if dates else (None, None), max_cloud, collections)

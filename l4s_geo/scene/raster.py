@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,12 +19,7 @@ from l4s_geo.scene.grid import Grid
 
 #: GDAL's block cache, in bytes, is 5 % of the machine's memory by default. This much holds a row of tiles of
 #: all bands of a full Sentinel-2 scene, so that strips in sequence decode every tile once.
-GDAL_OPTIONS: dict[str, int | str] = {"GDAL_CACHEMAX": 384 << 20, "GDAL_NUM_THREADS": "ALL_CPUS"}
-
-#: Remote files: GDAL itself would wait for a silent server for ever, and give up at the first that is busy. What the
-#: user has set for GDAL in the environment stays.
-_REMOTE = {"CONNECTTIMEOUT": 10, "TIMEOUT": 120, "MAX_RETRY": 3, "RETRY_DELAY": 1}
-GDAL_OPTIONS |= {f"GDAL_HTTP_{k}": v for k, v in _REMOTE.items() if f"GDAL_HTTP_{k}" not in os.environ}
+GDAL_OPTIONS = {"GDAL_CACHEMAX": 384 << 20, "GDAL_NUM_THREADS": "ALL_CPUS"}
 
 #: Elevations outside are no terrain but nodata that a file does not declare.
 ELEVATIONS_M = (-1000.0, 9500.0)

@@ -27,6 +27,7 @@ from l4s_geo.scene.mosaic import mosaic
 from l4s_geo.scene.raster import GDAL_OPTIONS, Raster
 from l4s_geo.scene.safe import DRIVER, GDAL_ALONE, SIDE, Product, find_date, find_level, find_product
 from l4s_geo.scene.stac import Item, find_item
+from l4s_geo.scene.web import allow_public_buckets
 
 #: Files of a folder that may be bands.
 RASTER_SUFFIXES = {".tif", ".tiff", ".jp2", ".vrt", ".img"}
@@ -219,7 +220,8 @@ def _open_item(item: Item, wanted: Sequence[str] | None, given: Sequence[str], s
             with rasterio.Env(**GDAL_ALONE):
                 raster = open_raster(address.gdal, stack, driver=image.driver)
         except InputError as e:  # a signature is for nobody else
-            raise InputError(f"Asset {image.key!r}: {str(e).replace(address.gdal, address.shown)}") from e
+            hint = " It may need credentials or a signed address." * address.gdal.startswith("/vsi")
+            raise InputError(f"Asset {image.key!r}: {str(e).replace(address.gdal, address.shown)}{hint}") from e
         if image.index not in raster.indexes or (name in TERRAIN_BANDS and len(raster.indexes) != 1):
             raise InputError(
                 f"{address.shown} has {len(raster.indexes)} bands, but {name} is to be band {image.index} of asset "
@@ -228,7 +230,9 @@ def _open_item(item: Item, wanted: Sequence[str] | None, given: Sequence[str], s
         spectral = name in S2_BANDS
         return replace(raster, path=address.shown, indexes=(image.index,), names=(name,), zero_is_nodata=spectral)
 
-    enough = {*item.images} if wanted is None or not {*wanted} <= {*item.images, *TERRAIN_BANDS} else {*wanted}
+    unsigned = any(a.gdal.startswith("/vsis3/") for a in item.addresses.values()) and allow_public_buckets()
+    asked = {*(wanted or ())} - {*TERRAIN_BANDS}
+    enough = asked if asked and asked <= item.images.keys() else item.images.keys()
     rasters = [open_image(image, band) for band, image in item.images.items() if band in enough]
     terrain = {
         name: mosaic([open_image(tile, name) for tile in tiles], stack)
@@ -236,6 +240,7 @@ def _open_item(item: Item, wanted: Sequence[str] | None, given: Sequence[str], s
         if name not in given
     }
     notes = [*item.notes(), *(f"{name} from the item: {raster.path}" for name, raster in terrain.items())]
+    notes += ["s3 addresses are read without credentials, none are set"] * unsigned
     classification = None if item.classification is None else open_image(item.classification, "SCL")
     return Source(tuple(rasters), terrain, tuple(notes), classification)
 

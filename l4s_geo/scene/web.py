@@ -58,7 +58,7 @@ def new_session() -> requests.Session:
     session = requests.Session()
     # a server's own wish when to come back is not heeded: it could be tomorrow
     often = Retry(
-        3, connect=1, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None,
+        3, connect=1, read=1, backoff_factor=0.5, status_forcelist=(429, 502, 503, 504), allowed_methods=None,
         respect_retry_after_header=False, raise_on_status=False,
     )  # fmt: skip
     for scheme in ("http://", "https://"):
@@ -116,7 +116,8 @@ def _refused(url: str, status: int, said: str) -> str:
         403: "It needs credentials, or a signed address whose time has not run out.",
         404: "Check the address.",
     }.get(status, "Check the address, or try again later.")
-    return f"{shown(url)} answers with HTTP status {status}{f' ({said[:200]})' if said else ''}. {hint}"
+    told = f" ({said[:200]})" if said and not said.startswith("<") else ""  # no pages for people
+    return f"{shown(url)} answers with HTTP status {status}{told}. {hint}"
 
 
 def _cause(error: BaseException) -> str:
@@ -208,6 +209,13 @@ def resolve(href: Any, base: str, whose: str) -> Address:
     what = f"{whose} of {shown(base)}"
     if not isinstance(href, str) or not href.strip() or len(href) > HREF_MAX or not href.isprintable():
         raise InputError(f"{what} has no usable address (href). Take the item from its catalogue again.")
+    try:
+        return _resolved(href, base, what)
+    except ValueError as e:  # of the standard library, for hosts that cannot be
+        raise InputError(f"{what} is at {href[:200]!r}, which is no address ({e}).") from e
+
+
+def _resolved(href: str, base: str, what: str) -> Address:
     scheme = _SCHEME.match(href)
     if scheme is None and is_web(base) and not re.match(r"/(?!/)|\\|[A-Za-z]:", href):
         href = urljoin(base, href)
@@ -233,6 +241,22 @@ def resolve(href: Any, base: str, whose: str) -> Address:
     return Address(str(path.absolute()), str(path))
 
 
+def allow_public_buckets() -> bool:
+    """Have GDAL read s3 addresses without credentials where none are set, for all of the process.
+
+    Public buckets, such as those of the Copernicus DEM, refuse nobody, but GDAL would not ask without credentials.
+
+    Returns:
+        Whether it is so.
+    """
+    known = [f"AWS_{k}" for k in ("ACCESS_KEY_ID", "PROFILE", "WEB_IDENTITY_TOKEN_FILE", "ROLE_ARN")]
+    known += [f"AWS_CONTAINER_CREDENTIALS_{k}_URI" for k in ("RELATIVE", "FULL")]
+    files = Path("~/.aws/credentials").expanduser(), Path("~/.aws/config").expanduser()
+    if not any(os.environ.get(k) for k in known) and not any(path.exists() for path in files):
+        os.environ.setdefault("AWS_NO_SIGN_REQUEST", "YES")
+    return os.environ.get("AWS_NO_SIGN_REQUEST") == "YES"
+
+
 def _local(href: str, base: str) -> Path:
     """The file that a path, or an address with ``file:``, stands for."""
     if not href.lower().startswith("file:"):
@@ -246,7 +270,10 @@ def absolute(href: Any, base: str) -> str | None:
     if not isinstance(href, str) or len(href) > HREF_MAX:
         return None
     if is_web(base):
-        joined = urljoin(base, href)
+        try:
+            joined = urljoin(base, href)
+        except ValueError:  # hosts that cannot be
+            return None
         return joined if is_web(joined) else None
     if is_web(href):
         return href
