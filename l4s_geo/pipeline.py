@@ -121,14 +121,14 @@ def _check_seen(options: MapOptions, scene: Scene, limits: Limits) -> None:
 
 
 def _inputs(options: MapOptions, scene: Scene) -> tuple[str | None, ...]:
-    """Files that the result depends on."""
-    return *scene.paths, options.dem, options.slope, options.aoi, *options.masks
+    """What the result depends on: files, or where statistics come from."""
+    return *scene.paths, options.dem, options.slope, options.aoi, *options.masks, options.normalize
 
 
 def _asked(options: MapOptions, models: Iterable[Model], settings: Settings, scene: Scene) -> dict[str, Any]:
     """What makes the result what it is."""
     hidden = ("out", "resume", "overwrite", "workers")
-    inputs = (options.scene, *_inputs(options, scene), options.normalize)
+    inputs = (options.scene, *_inputs(options, scene))
     groups: dict[str, dict[str, Any]] = {
         "option": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in hidden},
         "setting": asdict(settings),

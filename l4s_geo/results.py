@@ -24,6 +24,7 @@ from rasterio.windows import Window
 from l4s_geo import __version__, outputs
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError
+from l4s_geo.paths import exists
 from l4s_geo.polygons import Block, scene_polygons
 from l4s_geo.raster import STRIP, Layered, WorkRaster, row_windows
 from l4s_geo.scene import Grid, Scene
@@ -103,7 +104,7 @@ class Clock:
 
 def limited_cache() -> rasterio.Env:
     """GDAL with a block cache that does not grow with the machine, for all of a run: it can be set only once."""
-    return rasterio.Env(GDAL_CACHEMAX=GDAL_OPTIONS["GDAL_CACHEMAX"])
+    return rasterio.Env(**{k: v for k, v in GDAL_OPTIONS.items() if k != "GDAL_NUM_THREADS"})
 
 
 def check_outputs(
@@ -121,7 +122,7 @@ def check_outputs(
     asked = wanted.asked()
     for option, path in asked.items():
         outputs.check_output(path, EXTENSIONS.get(option, tuple(outputs.VECTOR_DRIVERS)), crs=crs)
-        same = [other for other, p in asked.items() if p.absolute() == path.absolute()]
+        same = [other for other, p in asked.items() if p.resolve() == path.resolve()]
         if len(same) > 1:
             raise OutputError(f"{' and '.join(same)} are both {path}. Give one of them another name.")
     given = [path for path in inputs if path is not None]
@@ -129,8 +130,9 @@ def check_outputs(
         record = path.with_name(path.name + ".json")
         if record.is_dir():
             raise OutputError(f"{record} is a folder where the provenance goes. Rename it, or give another name.")
-        if path.exists() and any(Path(p).exists() and path.samefile(p) for p in given):
-            raise OutputError(f"{path} is an input and would be lost. Give {option} another name.")
+        for file in (path, record):
+            if file.exists() and any(exists(p) and file.samefile(p) for p in given):
+                raise OutputError(f"{file} is an input and would be lost. Give {option} another name.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
 
