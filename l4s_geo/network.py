@@ -9,7 +9,7 @@ import os
 NETWORK = {
     name: value
     for name, value in {
-        "GDAL_HTTP_CONNECTTIMEOUT": "20",
+        "GDAL_HTTP_CONNECTTIMEOUT": "10",
         "GDAL_HTTP_LOW_SPEED_TIME": "30",
         "GDAL_HTTP_LOW_SPEED_LIMIT": "100",
         "GDAL_HTTP_MAX_RETRY": "2",

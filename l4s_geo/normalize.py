@@ -144,7 +144,7 @@ class Normalizer:
             check_input(path)
             values = json.loads(path.read_text(encoding="utf-8"))
         except (InputError, OSError, ValueError, RecursionError) as e:
-            why = str(e) if isinstance(e, InputError) else f"it is no JSON ({reason(e)})"
+            why = reason(e) if isinstance(e, InputError | OSError) else f"it is no JSON ({reason(e)})"
             raise InputError(
                 f"Cannot read band statistics from {path}: {why}. Write them with `l4s-map check --stats`."
             ) from e

@@ -174,7 +174,7 @@ SCENES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "NaN": (lambda d: ["s.tif", "--min-area", "nan"], ("--min-area", "not a finite number", "--help")),
     "infinity": (lambda d: ["s.tif", "--simplify", "inf"], ("--simplify", "not a finite number")),
     "negative": (lambda d: ["s.tif", "--threshold", "-1"], ("--threshold", "0<=x<=1")),
-    "no statistics": (lambda d: ["s.tif", "--normalize", "n.json"], ("n.json", "No such file", "check --stats")),
+    "no statistics": (lambda d: ["s.tif", "--normalize", "n.json"], ("n.json", "There is no file", "check --stats")),
     "other statistics": (
         lambda d: ["s.tif", "--normalize", "model/card.json"],
         ("model/card.json: Not a set of band statistics",),

@@ -188,7 +188,7 @@ def open_scene(
         kinds = {kind for r in rasters for kind in r.kinds}
         values = _sample(scene, thorough=s2_offset not in ("auto", "0") or any("float" in kind for kind in kinds))
         if units == "auto" and any(map(is_scaled, rasters)) and np.median(values) <= REFLECTANCE_MAX:
-            units = "reflectance"
+            units, scene.radiometry = "reflectance", Radiometry(1.0)
             scene.notes.append("the files declare a scale and offset that make reflectance of their numbers")
         scene.units = settle_units(units, kinds, values, scene.source)
         _settle_radiometry(scene, s2_offset, values, selection.product)

@@ -110,8 +110,8 @@ def settle_units(units: str, kinds: Collection[str], values: NDArray[np.float32]
     floats = any("float" in kind for kind in kinds)
     if units == "auto" and (narrow := {"uint8", "int8"} & {*kinds}):
         raise InputError(
-            f"{source} has bytes ({', '.join(narrow)}), which are no Sentinel-2 digital numbers. If it is a picture for "
-            "the eye, say so with --units byte; the original bands would be mapped better."
+            f"{source} has bytes ({', '.join(narrow)}), which are no Sentinel-2 digital numbers. If it is a picture "
+            "for the eye, say so with --units byte; the original bands would be mapped better."
         )
     if units == "auto" and floats and values.max() <= REFLECTANCE_MAX:
         raise InputError(
