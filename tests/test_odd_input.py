@@ -35,7 +35,6 @@ from shapely.geometry import Point, Polygon, box
 
 from l4s_geo.cli import main
 from l4s_geo.models import zoo
-from l4s_geo.scene import L4S_MEAN
 from l4s_geo.scene.raster import GDAL_OPTIONS
 
 from .conftest import UTM, UTM_10M, write_raster
@@ -91,7 +90,9 @@ def says(*words: str) -> Expected:
 def seen(share: float | None, at: Affine = UTM_10M, crs: str = UTM, overlap: float = 0.999) -> Expected:
     def expected(here: Path, done: Result, before: set[str]) -> None:
         assert done.exit_code == 0, done.output + str(done.exception)
-        drawn = [[at * c for c in ((left, top), (right, top), (right, end), (left, end))] for top, left, end, right in SLIDES]
+        drawn = [
+            [at * c for c in ((left, top), (right, top), (right, end), (left, end))] for top, left, end, right in SLIDES
+        ]
         truth = gpd.GeoSeries([Polygon(c) for c in drawn], crs=crs).union_all()
         found = gpd.read_file("o.gpkg", layer="landslides")
         assert len(found) == len(SLIDES)
@@ -425,3 +426,216 @@ def test_odd_input(case: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     args = make(here)
     before = {p.name for p in here.iterdir()}
     expected(here, run(*([args] if isinstance(args, str) else args)), before)
+
+
+# --- damage ---------------------------------------------------------------------------------------------
+
+
+def damaged(data: bytes, draw: st.DataObject, head: int = 1024) -> bytes:
+    """Cut off, or with some bytes changed, mostly near the beginning."""
+    end = draw.draw(st.integers(0, len(data)) | st.just(len(data)))
+    found = bytearray(data[:end])
+    for at in draw.draw(st.lists(st.integers(0, head) | st.integers(0, len(data)), max_size=4)):
+        if at < len(found):
+            found[at] = draw.draw(st.integers(0, 255))
+    return bytes(found)
+
+
+def write_jp2(here: Path) -> list[str]:
+    scene(here / "base.tif")
+    rasterio.shutil.copy("base.tif", "s.jp2", driver="JP2OpenJPEG", QUALITY="100", REVERSIBLE="YES")
+    return ["s.jp2", "--bands", "B4,B3,B2"]
+
+
+#: What is damaged, and how it is made.
+DAMAGED: dict[str, Callable[[Path], Any]] = {
+    "s.tif": lambda d: [scene(d / "s.tif", compress="deflate")],
+    "s.vrt": lambda d: [vrt(d)],
+    "s.jp2": write_jp2,
+    "s.h5": lambda d: [patch(d, np.ones((8, 8, 14)))],
+    "area.gpkg": lambda d: area(d, AROUND),
+    "m.geojson": lambda d: text(d, "--mask", "m.geojson", gpd.GeoSeries([AROUND], crs=UTM).to_crs(4326).to_json()),
+    "n.json": lambda d: text(d, "--normalize", "n.json", statistics()),
+    "m/card.json": lambda d: [scene(d / "s.tif"), "--model", str(save_model(d / "m"))],
+    "m/n.safetensors": lambda d: [scene(d / "s.tif"), "--model", str(save_model(d / "m"))],
+}
+
+EXAMPLES = int(os.environ.get("L4S_FUZZ", "8"))
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+@settings(
+    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(draw=st.data())
+def test_damaged_files_are_read_or_refused(name: str, draw: st.DataObject, here: Path) -> None:
+    whole = here / "whole"
+    if not whole.exists():
+        args = DAMAGED[name](here)
+        whole.write_bytes((here / name).read_bytes())
+        (here / "args").write_text(json.dumps(args))
+    (here / name).write_bytes(damaged(whole.read_bytes(), draw))
+    for file in (*here.glob("o.gpkg*"), *here.glob("*.aux.xml")):
+        file.unlink()
+    before = {p.name for p in here.iterdir()}
+    done = run(*json.loads((here / "args").read_text()))
+    if done.exit_code:
+        refused(done)
+        assert {p.name for p in here.iterdir()} == before
+    else:
+        assert len(gpd.read_file("o.gpkg", layer="landslides")) >= 0
+        assert Path("o.gpkg.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("done.txt", "networks many\n"), ("done.txt", "networks -1\n"), ("done.txt", "networks 72\nnetworks 1\n"),
+     ("asked.json", "{"), ("asked.json", "[1]"), ("work.raw", "")],
+)  # fmt: skip
+def test_what_an_interrupted_run_has_left_may_be_damaged(
+    name: str, content: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from l4s_geo import outputs
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    scene(here / "s.tif")
+    with monkeypatch.context() as while_full:
+        while_full.setattr(outputs, "write_styles", full)
+        assert run("s.tif").exit_code == 2
+    (here / ".o.gpkg.l4s-map" / name).write_text(content)
+    done = run("s.tif", "--resume")
+    assert done.exit_code == 2, done.output
+    assert "--overwrite" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("o.gpkg").exists()
+    assert run("s.tif", "--overwrite").exit_code == 0
+    same(here, run("s.tif", "--overwrite"), set())
+
+
+# --- shapes, outputs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (3, 60_000)])
+def test_any_shape(shape: tuple[int, int], here: Path) -> None:
+    """Bright all over: one landslide as large as the scene."""
+    scene(here / "s.tif", np.full((3, *shape), 1200, np.uint16))
+    assert run("s.tif", "--min-area", "0").exit_code == 0
+    (found,) = gpd.read_file("o.gpkg", layer="landslides").itertuples()
+    assert found.geometry.equals(box(570000, 4730000 - 10 * shape[0], 570000 + 10 * shape[1], 4730000))
+
+
+def test_geojson_is_cut_at_the_date_line(here: Path) -> None:
+    at = Affine(10, 0, 178400, 0, -10, 8118000)
+    scene(here / "s.tif", transform=at, crs="EPSG:32701")
+    assert run("s.tif", "--out", "o.geojson").exit_code == 0
+    assert run("s.tif").exit_code == 0
+    found, plain = gpd.read_file("o.geojson"), gpd.read_file("o.gpkg", layer="landslides")
+    parts = found.geometry.explode()
+    assert (parts.bounds.maxx - parts.bounds.minx < 1).all()
+    assert parts.bounds.minx.min() < -179.9
+    assert parts.bounds.maxx.max() > 179.9
+    assert parts.to_crs(32701).area.sum() == pytest.approx(plain.area.sum(), rel=1e-3)
+
+
+def test_weights_that_are_no_numbers_are_refused(here: Path) -> None:
+    import torch
+
+    from l4s_geo.models import registry
+    from l4s_geo.models.card import Card
+
+    folder, network = save_model(here / "m"), Bright()
+    network.gain.data[:] = torch.nan
+    saved = registry.save_network(network, folder, "n", "Bright", {})
+    card = json.loads((folder / "card.json").read_text())
+    card["networks"][0]["sha256"] = saved.sha256
+    (folder / "card.json").write_text(json.dumps(card))
+    assert Card.load(folder).networks == (saved,)
+    scene(here / "s.tif")
+    refused(run("s.tif", "--model", "m"), "n.safetensors", "no numbers")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files"), OSError(28, "No space left")])
+def test_what_the_machine_lacks_is_no_bug(error: Exception, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from l4s_geo import pipeline
+
+    def fail(*_: object) -> None:
+        raise error
+
+    scene(here / "s.tif")
+    monkeypatch.setattr(pipeline, "_fill", fail)
+    refused(run("s.tif"))
+    assert {p.name for p in here.iterdir()} == {"s.tif"}
+
+
+# --- the network ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[int], str]]:
+    """Starts a server that answers so, or never if 0, and gives the address of a raster there."""
+    servers, end = [], threading.Event()
+
+    def start(status: int) -> str:
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if not status:
+                    end.wait(30)
+                    return
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(b"<html>please log in</html>")
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_address[1]}/s.tif"
+
+    yield start
+    end.set()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("status", [0, 200, 403, 500])
+def test_servers_that_do_not_give_a_raster(
+    status: int, serve: Callable[[int], str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {"GDAL_HTTP_CONNECTTIMEOUT", "GDAL_HTTP_LOW_SPEED_TIME", "GDAL_HTTP_LOW_SPEED_LIMIT"} <= {*GDAL_OPTIONS}
+    monkeypatch.setitem(GDAL_OPTIONS, "GDAL_HTTP_LOW_SPEED_TIME", "1")
+    monkeypatch.setitem(GDAL_OPTIONS, "GDAL_HTTP_MAX_RETRY", "0")
+    refused(run(serve(status)), "cannot be opened")
+    assert not [*here.iterdir()]
+
+
+# --- the installed command in odd surroundings ----------------------------------------------------------
+
+COMMAND = Path(sys.executable).parent / "l4s-map"
+NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "code"),
+    [
+        ("env -i OMP_NUM_THREADS=1 LC_ALL=C {} >out 2>err", 2),
+        ("{} >out 2>err <&-", 2),
+        ("{} >&- 2>err", 2),
+        ("{} >out 2>&-", 2),
+        ("ulimit -n 64; {} >out 2>err", 2),
+    ],
+)
+def test_surroundings(surroundings: str, code: int, here: Path) -> None:
+    """A scene without position is refused in the same words wherever the command runs."""
+    scene(here / "s.tif", crs=None)
+    command = surroundings.format(f"{COMMAND} s.tif --out o.gpkg -q")
+    assert subprocess.run(["bash", "-c", command], timeout=60, check=False).returncode == code
+    said = Path("err").read_text() if Path("err").exists() else ""
+    assert said == "" or (said.startswith("error: s.tif has no coordinate system") and len(said.splitlines()) == 1)
+    assert not [*here.glob("*o.gpkg*")]

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -205,7 +206,7 @@ def open_raster(path: str, stack: ExitStack, driver: str | None = None) -> Raste
         with warnings.catch_warnings(), rasterio.Env(**GDAL_OPTIONS):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = stack.enter_context(rasterio.open(path, driver=driver))
-    except RasterioError as e:
+    except (RasterioError, CPLE_BaseError, ValueError) as e:  # texts in a file may be in no encoding
         raise InputError(
             f"{path} cannot be opened as a raster ({reason(e)}). Is the file complete, and a raster?"
         ) from e
