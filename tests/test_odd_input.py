@@ -1,8 +1,8 @@
 """Odd and hostile input, one line a case: a right result, or exit 2 with one message; never a traceback or a half file.
 
 ``here`` is an empty folder. Every case makes its files there and gives the arguments of ``map``; what is expected is
-``same`` (the landslides that were drawn, at their places), ``seen(share)`` (these, and that share of the scene seen), or
-``says(words)``: exit code 2, one line with these words, and no file more than before.
+``same`` (the landslides that were drawn, at their places), ``seen(share)`` (these, and that share of the scene seen),
+or ``says(words)``: exit code 2, one line with these words, and no file more than before.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def named(name: str) -> Callable[[Path], list[str]]:
     def make(here: Path) -> list[str]:
         scene(here / "any.tif")
         (here / name).parent.mkdir(parents=True, exist_ok=True)
-        os.rename("any.tif", name)
+        Path("any.tif").rename(name)
         return ["--", name]
 
     return make
@@ -347,7 +347,8 @@ CASES: dict[str, tuple[Any, Expected]] = {
     **{
         f"named {name!r}": (named(name), same)
         for name in (
-            "my scene.tif", "地すべり é.tif", "a'b\"c.tif", "a\nb.tif", "100%d%s.tif", "-s.tif", "a,b.tif", "a[1]*?.tif",
+            "my scene.tif", "地すべり é.tif", "a'b\"c.tif", "a\nb.tif", "100%d%s.tif", "-s.tif", "a,b.tif",
+            "a[1]*?.tif",
             "a:b.tif", "$(ls) & `x`;#.tif", "x{y}.tif", "~", "x" * 251 + ".tif", "/".join(["d" * 200] * 12 + ["s.tif"]),
         )
     },
@@ -366,12 +367,13 @@ CASES: dict[str, tuple[Any, Expected]] = {
     "/dev/null": (lambda d: "/dev/null", says("device")),
     "/vsistdin/": (lambda d: "/vsistdin/", says("standard input")),
     "empty": (lambda d: (Path("s.tif").touch(), "s.tif")[1], says("s.tif cannot be opened")),
-    "link to nothing": (lambda d: (os.symlink("gone", "s.tif"), "s.tif")[1], says("There is no file")),
-    "link to itself": (lambda d: (os.symlink("s.tif", "s.tif"), "s.tif")[1], says("There is no file")),
+    "link to nothing": (lambda d: (Path("s.tif").symlink_to("gone"), "s.tif")[1], says("There is no file")),
+    "link to itself": (lambda d: (Path("s.tif").symlink_to("s.tif"), "s.tif")[1], says("There is no file")),
     **{
         f"address {address!r}": (lambda d, address=address: address, says())
         for address in (
-            "http://127.0.0.1:9/s.tif", "MVT:http://127.0.0.1:9/x", "PG:host=127.0.0.1", "<VRTDataset/>", "/vsizip/no.zip/x",
+            "http://127.0.0.1:9/s.tif", "MVT:http://127.0.0.1:9/x", "PG:host=127.0.0.1", "<VRTDataset/>",
+            "/vsizip/no.zip/x",
             "DERIVED_SUBDATASET:AMPLITUDE:s.tif", "/vsigzip//vsistdin/", "file:///etc/passwd", "/vsi", "://", "WMS:",
         )
     },
@@ -409,7 +411,7 @@ CASES: dict[str, tuple[Any, Expected]] = {
         says("--prob and --density"),
     ),
     "output that links to the input": (
-        lambda d: (os.symlink("s.tif", "p.tif"), [scene(d / "s.tif"), "--prob", "p.tif", "--overwrite"])[1],
+        lambda d: (Path("p.tif").symlink_to("s.tif"), [scene(d / "s.tif"), "--prob", "p.tif", "--overwrite"])[1],
         says("p.tif is an input"),
     ),
     "provenance over an input": (
@@ -527,7 +529,7 @@ def test_any_shape(shape: tuple[int, int], here: Path) -> None:
 
 
 def test_geojson_is_cut_at_the_date_line(here: Path) -> None:
-    at = Affine(10, 0, 178400, 0, -10, 8118000)
+    at = Affine(10, 0, 180450, 0, -10, 8118000)
     scene(here / "s.tif", transform=at, crs="EPSG:32701")
     assert run("s.tif", "--out", "o.geojson").exit_code == 0
     assert run("s.tif").exit_code == 0
@@ -618,17 +620,13 @@ def test_servers_that_do_not_give_a_raster(
 # --- the installed command in odd surroundings ----------------------------------------------------------
 
 COMMAND = Path(sys.executable).parent / "l4s-map"
-NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"
 
 
 @pytest.mark.parametrize(
     ("surroundings", "code"),
     [
-        ("env -i OMP_NUM_THREADS=1 LC_ALL=C {} >out 2>err", 2),
-        ("{} >out 2>err <&-", 2),
+        ("ulimit -n 64; env -i OMP_NUM_THREADS=1 LC_ALL=C {} >out 2>err <&-", 2),
         ("{} >&- 2>err", 2),
-        ("{} >out 2>&-", 2),
-        ("ulimit -n 64; {} >out 2>err", 2),
     ],
 )
 def test_surroundings(surroundings: str, code: int, here: Path) -> None:
