@@ -229,7 +229,7 @@ def _cut_at_date_line(landslides: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     across = (right - left > 180) | (right > 180) | (left < -180)
     if not across.any():
         return landslides
-    east = shapely.transform(landslides.geometry[across].values, lambda xy: xy % (360, np.inf) if len(xy) else xy)
+    east = shapely.transform(landslides.geometry[across].values, lambda xy: np.column_stack([xy[:, 0] % 360, xy[:, 1]]))
     halves = [shapely.intersection(east, shapely.box(side, -90, side + 180, 90)) for side in (0, 180)]
     halves[1] = shapely.transform(halves[1], lambda xy: xy - (360, 0))
     geometry = landslides.geometry.copy()

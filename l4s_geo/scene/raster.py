@@ -20,13 +20,11 @@ from l4s_geo.scene.grid import Grid
 
 #: GDAL's block cache, in bytes, is 5 % of the machine's memory by default. This much holds a row of tiles of
 #: all bands of a full Sentinel-2 scene, so that strips in sequence decode every tile once.
-#: What VRTs may hold comes from anyone, so that no code in them runs. Several ranges of a remote GeoTIFF at once are
-#: not asked for: what then fails to come is taken for zeros where the file is not compressed (GDAL 3.10).
+#: What VRTs may hold comes from anyone, so that no code in them runs.
 GDAL_OPTIONS = NETWORK | {
     "GDAL_CACHEMAX": 384 << 20,
     "GDAL_NUM_THREADS": "ALL_CPUS",
     "GDAL_VRT_ENABLE_PYTHON": "NO",
-    "GTIFF_HAS_OPTIMIZED_READ_MULTI_RANGE": "NO",
 }
 
 #: Numbers outside are no measurements but nodata that a file does not declare: stored numbers of spectral bands,
