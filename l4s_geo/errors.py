@@ -26,8 +26,8 @@ class OutputError(L4SError):
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong in a library: its error's cause where the error itself only points there."""
-    return str(error.__cause__ or error).rstrip(". ")
+    """What went wrong in a library, on one line: its error's cause where the error itself only points there."""
+    return " ".join(str(error.__cause__ or error).split()).rstrip(". ")
 
 
 def meant(name: object, known: Iterable[str]) -> str:

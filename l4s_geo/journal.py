@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,8 +28,10 @@ class Journal:
         self._done: dict[str, int] = {}
         if (folder / DONE).exists():
             # A line that was cut off by the end of the process is not done.
-            for line in (folder / DONE).read_text(errors="replace").split("\n")[:-1]:
+            for line in (folder / DONE).read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
                 stage, _, steps = line.partition(" ")
+                if not (re.fullmatch("[0-9]{1,9}", steps) and int(steps) >= self.done(stage)):
+                    raise _damaged(folder / DONE)
                 self._done[stage] = int(steps)
 
     def done(self, stage: str) -> int:
@@ -86,9 +89,12 @@ def journal(out: Path, asked: Mapping[str, Any], *, resume: bool = False, overwr
 
 def _claim(folder: Path, out: Path, asked: dict[str, Any], resume: bool, overwrite: bool) -> None:
     """Check what an earlier run has left, or begin anew."""
-    left = Journal(folder).begun and (folder / ASKED).exists()
+    left = (resume or not overwrite) and Journal(folder).begun and (folder / ASKED).exists()
     if left and resume:
-        before = json.loads((folder / ASKED).read_text())
+        try:
+            before = dict(json.loads((folder / ASKED).read_text(encoding="utf-8")))
+        except (ValueError, TypeError, RecursionError):
+            raise _damaged(folder / ASKED) from None
         changed = sorted(k for k in {*asked, *before} if asked.get(k) != before.get(k))
         if changed:
             raise InputError(
@@ -97,7 +103,7 @@ def _claim(folder: Path, out: Path, asked: dict[str, Any], resume: bool, overwri
                 "Give the same as before, or begin anew with --overwrite instead of --resume."
             )
         return
-    if left and not overwrite:
+    if left:
         raise InputError(
             f"An earlier run for {out} was interrupted and its work is kept in {folder}. "
             "Go on with --resume, or begin anew with --overwrite."
@@ -106,7 +112,11 @@ def _claim(folder: Path, out: Path, asked: dict[str, Any], resume: bool, overwri
         for path in folder.iterdir():
             if path.name != LOCK:
                 path.unlink()
-        (folder / ASKED).write_text(json.dumps(asked, indent=1) + "\n")
+        (folder / ASKED).write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
+
+
+def _damaged(file: Path) -> InputError:
+    return InputError(f"{file}, which an interrupted run has left, is damaged. Begin anew with --overwrite.")
 
 
 def _short(value: Any) -> str:

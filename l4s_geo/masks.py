@@ -14,6 +14,7 @@ from rasterio.windows import Window
 from scipy.ndimage import maximum_filter
 
 from l4s_geo.errors import InputError
+from l4s_geo.paths import check_input
 from l4s_geo.raster import Layered
 from l4s_geo.scene import Grid
 from l4s_geo.scene.layer import Layer
@@ -130,6 +131,7 @@ def _area_of_interest(path: str | Path, grid: Grid, source: str) -> Mask:
 
 def _mask(path: str | Path, grid: Grid, stack: ExitStack) -> Mask | None:
     """Reads which pixels are covered; None where it does not reach the grid."""
+    check_input(path)
     if is_vector(path) or _has_layers(path):
         near = read_polygons(path, "mask").near(grid)
         return near.burn(grid) if len(near) else None

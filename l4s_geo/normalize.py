@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from l4s_geo.errors import InputError
+from l4s_geo.errors import InputError, reason
+from l4s_geo.paths import check_input
 
 Compression = Literal["none", "asinh"]
 
@@ -120,22 +121,17 @@ class Normalizer:
                 source=str(values.get("source", "")),
                 pixels=int(values.get("pixels", 0)),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
             raise InputError(f"Not a set of band statistics: {e!r}. Write one with `l4s-map check --stats`.") from e
         sizes = {len(found.bands), len(found.center), len(found.scale)}
-        numbers = all(math.isfinite(v) for v in (*found.center, *found.scale))
-        if (
-            len(sizes) != 1
-            or not numbers
-            or not all(s > 0 for s in found.scale)
-            or found.compression not in ("none", "asinh")
-        ):
+        numbers = all(map(math.isfinite, (*found.center, *found.scale))) and all(s > 0 for s in found.scale)
+        if len(sizes) != 1 or not numbers or found.compression not in ("none", "asinh"):
             raise InputError("Band statistics need one centre and one positive scale for every band.")
         return found
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Normalizer:
@@ -145,9 +141,10 @@ class Normalizer:
             InputError: The file is missing or is not such a JSON.
         """
         try:
-            values = json.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
-            why = e.strerror if isinstance(e, OSError) else f"it is no JSON ({e})"
+            check_input(path)
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (InputError, OSError, ValueError, RecursionError) as e:
+            why = reason(e) if isinstance(e, InputError | OSError) else f"it is no JSON ({reason(e)})"
             raise InputError(
                 f"Cannot read band statistics from {path}: {why}. Write them with `l4s-map check --stats`."
             ) from e
@@ -188,7 +185,7 @@ class RobustStats:
     def update(self, x: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
         """Count the valid pixels of ``x`` (C, h, w)."""
         for band, counts in zip(x, self.counts, strict=True):
-            index = np.clip(np.floor(band[valid]).astype(np.int64) - self.low, 0, BINS - 1)
+            index = np.clip(np.floor(band[valid]) - self.low, 0, BINS - 1).astype(np.int64)
             counts += np.bincount(index, minlength=BINS)
 
     @property

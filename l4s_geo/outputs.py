@@ -18,13 +18,16 @@ import pandas as pd
 import pyogrio
 import rasterio
 import rasterio.shutil
+import shapely
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
-from pyproj.exceptions import ProjError
+from pyproj import CRS as ProjCRS
+from pyproj.exceptions import CRSError, ProjError
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
 from l4s_geo.errors import OutputError, reason
+from l4s_geo.paths import is_text
 from l4s_geo.qgis import write_styles
 
 #: Vector formats by extension; None is written without GDAL.
@@ -72,6 +75,8 @@ def check_output(path: Path, extensions: Sequence[str] = tuple(VECTOR_DRIVERS), 
         raise OutputError(
             f"{path}: no format for {extension or 'a name without extension'}. Use one of {' '.join(extensions)}."
         )
+    if not is_text(path):
+        raise OutputError(f"The name {str(path)!r} is not in UTF-8. Choose another one.")
     try:
         is_folder = path.is_dir()
     except OSError as e:
@@ -86,6 +91,19 @@ def check_output(path: Path, extensions: Sequence[str] = tuple(VECTOR_DRIVERS), 
         raise OutputError(f"{path} exists and is protected. Choose another name.")
     if extension == ".geojson" and crs is not None and not (crs.is_geographic or crs.is_projected):
         raise OutputError(f"{path}: GeoJSON needs a place on Earth, and the scene has none. Use .gpkg.")
+    if VECTOR_DRIVERS.get(extension) and crs is not None:
+        _check_crs(path, crs)
+
+
+def _check_crs(path: Path, crs: CRS) -> None:
+    """Raises OutputError for a CRS that GDAL cannot write down, such as rotated longitudes and latitudes."""
+    try:
+        ProjCRS.from_wkt(crs.to_wkt()).to_wkt("WKT1_GDAL")
+    except CRSError as e:
+        raise OutputError(
+            f"{path} cannot hold the scene's coordinate system. Bring the scene into another one first, for instance "
+            "with gdalwarp -t_srs EPSG:32654, with your UTM zone."
+        ) from e
 
 
 def record_path(path: Path) -> Path:
@@ -210,12 +228,29 @@ def _write_whole(path: Path, driver: str | None, landslides: gpd.GeoDataFrame) -
     if driver is None:
         landslides.to_parquet(path, compression="zstd", index=False)
     elif driver == "GeoJSON":
-        _write_layer(path, driver, "landslides", landslides.to_crs(4326), RFC7946="YES")
+        _write_layer(path, driver, "landslides", _cut_at_date_line(landslides.to_crs(4326)), RFC7946="YES")
     elif driver == "ESRI Shapefile":
         short = landslides.rename(columns={c: c[:10] for c in landslides.columns.drop("geometry")})
         _write_layer(path, driver, path.stem, short)
     else:
         _write_layer(path, driver, "landslides", landslides)
+
+
+def _cut_at_date_line(landslides: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Longitudes from -180 to 180; what lies across the date line is in two parts, as RFC 7946 has it (section 3.1.9).
+
+    No landslide is half as wide as the Earth: one that seems to be has its longitudes on both sides of the line.
+    """
+    left, _, right, _ = landslides.bounds.to_numpy().T
+    across = (right - left > 180) | (right > 180) | (left < -180)
+    if not across.any():
+        return landslides
+    east = shapely.transform(landslides.geometry[across].values, lambda xy: np.column_stack([xy[:, 0] % 360, xy[:, 1]]))
+    halves = [shapely.intersection(east, shapely.box(side, -90, side + 180, 90)) for side in (0, 180)]
+    halves[1] = shapely.transform(halves[1], lambda xy: xy - (360, 0))
+    geometry = landslides.geometry.copy()
+    geometry[across] = gpd.GeoSeries(shapely.union(*halves), index=geometry.index[across], crs=geometry.crs)
+    return landslides.set_geometry(geometry)
 
 
 def _write_layer(path: Path, driver: str, name: str, layer: gpd.GeoDataFrame, **options: str | bool) -> None:
@@ -280,7 +315,8 @@ def write_text(path: Path, text: str, *, until: ExitStack | None = None) -> None
         OutputError: It cannot be written. What was there before is untouched.
     """
     with _place(path, until) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # a name that is not in UTF-8 becomes an escape, which is JSON too
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _plain(value: Any) -> Any:

@@ -151,9 +151,9 @@ def _before(options: MapOptions, card: Card, scene: Scene, limits: Limits) -> Ab
 
 
 def _inputs(options: MapOptions, scene: Scene, before: Before | None) -> tuple[str | None, ...]:
-    """Files that the result depends on."""
+    """What the result depends on: files, or where statistics come from."""
     earlier = before.earlier.paths if before else ()
-    return *scene.paths, *earlier, options.dem, options.slope, options.aoi, *options.masks
+    return *scene.paths, *earlier, options.dem, options.slope, options.aoi, *options.masks, options.normalize
 
 
 def _described(
@@ -176,7 +176,7 @@ def _asked(
 ) -> dict[str, Any]:
     """What makes the result what it is."""
     hidden = ("out", "resume", "overwrite", "workers")
-    inputs = (options.scene, options.pre, *files, options.normalize)
+    inputs = (options.scene, options.pre, *files)
     groups: dict[str, dict[str, Any]] = {
         "option": {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in hidden},
         "setting": asdict(settings),

@@ -76,13 +76,19 @@ class WorkRaster:
                         rows = rows[self._file.write(rows) :]
 
     def read(self, window: Window, layer: str) -> NDArray[np.float32]:
-        """One layer (h, w)."""
+        """One layer (h, w).
+
+        Raises:
+            OutputError: It was never written, or cut off since.
+        """
         found = np.empty((int(window.height), int(window.width)), "<f4")
         for at, rows in self._runs(window, found, layer):
             self._file.seek(at)
             while rows:
                 if not (done := self._file.readinto(rows)):
-                    raise EOFError(f"{self.path} ends too early: {window} was never written.")
+                    raise OutputError(
+                        f"{self.path}, the working data of this run, ends too early. Begin anew with --overwrite."
+                    )
                 rows = rows[done:]
         return found
 

@@ -24,6 +24,7 @@ from l4s_geo import outputs, qgis, qml
 from l4s_geo.before import Before
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError
+from l4s_geo.paths import exists
 from l4s_geo.polygons import Block, Old, scene_polygons
 from l4s_geo.raster import STRIP, Layered, WorkRaster, row_windows
 from l4s_geo.record import written
@@ -131,7 +132,7 @@ class Clock:
 
 def limited_cache() -> rasterio.Env:
     """GDAL with a block cache that does not grow with the machine, for all of a run: it can be set only once."""
-    return rasterio.Env(GDAL_CACHEMAX=GDAL_OPTIONS["GDAL_CACHEMAX"])
+    return rasterio.Env(**{k: v for k, v in GDAL_OPTIONS.items() if k != "GDAL_NUM_THREADS"})
 
 
 def check_outputs(
@@ -150,7 +151,7 @@ def check_outputs(
     for option, path in asked.items():
         outputs.check_output(path, EXTENSIONS.get(option, tuple(outputs.VECTOR_DRIVERS)), crs=crs)
     for path in asked.values():
-        same = [other for other, p in asked.items() if p.absolute() == path.absolute()]
+        same = [other for other, p in asked.items() if p.resolve() == path.resolve()]
         if len(same) > 1:
             raise OutputError(f"{' and '.join(same)} are both {path}. Give one of them another name.")
     for path, what in wanted.beside().items():
@@ -161,8 +162,9 @@ def check_outputs(
             raise OutputError(f"{same[0]} is {path}, where {what} goes. Give it another name.")
     given = [path for path in inputs if path is not None]
     for option, path in asked.items():
-        if path.exists() and any(Path(p).exists() and path.samefile(p) for p in given):
-            raise OutputError(f"{path} is an input and would be lost. Give {option} another name.")
+        for file in (path, outputs.record_path(path)):
+            if file.exists() and any(exists(p) and file.samefile(p) for p in given):
+                raise OutputError(f"{file} is an input and would be lost. Give {option} another name.")
         if path.exists() and not overwrite:
             raise OutputError(f"{path} exists. Give --overwrite to replace it, or another name.")
     if wanted.stac is not None and (model := outputs.model_path(wanted.stac)).exists() and not overwrite:

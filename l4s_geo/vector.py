@@ -12,14 +12,18 @@ import geopandas as gpd
 import numpy as np
 import pyogrio
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
+from pyarrow import ArrowException
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from pyproj.exceptions import CRSError, ProjError
 from rasterio.crs import CRS
 from rasterio.features import rasterize
 from rasterio.windows import Window
+from shapely.errors import GEOSException
 from shapely.geometry import box
 
 from l4s_geo.errors import InputError, reason
+from l4s_geo.network import NETWORK
+from l4s_geo.paths import check_input
 from l4s_geo.scene import Grid
 
 #: By which a vector file is told from a raster.
@@ -118,12 +122,10 @@ def existing(path: str | Path) -> str:
     """The path as text; GDAL's own paths and URLs are left to GDAL.
 
     Raises:
-        InputError: There is no such file.
+        InputError: There is no such file, or it cannot be read twice.
     """
-    text = str(path)
-    if "://" not in text and not text.startswith("/vsi") and not Path(text).exists():
-        raise InputError(f"There is no file {text}.")
-    return text
+    check_input(path)
+    return str(path)
 
 
 def is_vector(path: str | Path) -> bool:
@@ -197,7 +199,8 @@ def read_table(path: str | Path, layer: str = "landslides", columns: Sequence[st
 @contextmanager
 def _reading(path: str) -> Iterator[None]:
     """Failures of reading as one message."""
+    pyogrio.set_gdal_config_options(NETWORK)
     try:
         yield
-    except (DataSourceError, DataLayerError, ValueError, OSError) as e:
+    except (DataSourceError, DataLayerError, FeatureError, GEOSException, ArrowException, ValueError, OSError) as e:
         raise InputError(f"Cannot read polygons from {path}: {reason(e)}.") from e

@@ -174,7 +174,7 @@ SCENES: dict[str, tuple[Make, tuple[str, ...]]] = {
     "NaN": (lambda d: ["s.tif", "--min-area", "nan"], ("--min-area", "not a finite number", "--help")),
     "infinity": (lambda d: ["s.tif", "--simplify", "inf"], ("--simplify", "not a finite number")),
     "negative": (lambda d: ["s.tif", "--threshold", "-1"], ("--threshold", "0<=x<=1")),
-    "no statistics": (lambda d: ["s.tif", "--normalize", "n.json"], ("n.json", "No such file", "check --stats")),
+    "no statistics": (lambda d: ["s.tif", "--normalize", "n.json"], ("n.json", "There is no file", "check --stats")),
     "other statistics": (
         lambda d: ["s.tif", "--normalize", "model/card.json"],
         ("model/card.json: Not a set of band statistics",),
@@ -201,7 +201,7 @@ def test_bad_input_is_refused_and_nothing_touched(case: str, place: Path) -> Non
         (("--out", "o.gpkg"), ("o.gpkg exists", "--overwrite")),
         (("--out", "new.gpkg", "--prob", "p.tif"), ("p.tif exists", "--overwrite")),
         (("--out", "new.gpkg", "--prob", "p.png"), ("p.png", "no format", ".tif")),
-        (("--out", "new.gpkg", "--prob", "new.gpkg"), ("new.gpkg", "no format", ".tif")),
+        (("--out", "new.gpkg", "--prob", "new.gpkg"), ("--out and --prob are both new.gpkg",)),
         (("--out", "new.gpkg", "--prob", "s.tif", "--overwrite"), ("s.tif is an input",)),
         (("--out", "new.gpkg", "--prob", "dem.tif", "--dem", "dem.tif", "--overwrite"), ("dem.tif is an input",)),
         (("--out", "taken.gpkg"), ("taken.gpkg.json is a folder",)),

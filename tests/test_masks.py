@@ -212,7 +212,7 @@ def test_a_changed_area_is_not_resumed(tall, model, tmp_path, often, monkeypatch
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--aoi", "missing.gpkg"], "no file missing.gpkg"),
+        (["--aoi", "missing.gpkg"], "no file 'missing.gpkg'"),
         (["--aoi", "far.gpkg"], "does not overlap"),
         (["--aoi", "hole.gpkg"], "no valid pixel inside hole.gpkg"),
         (["--aoi", "empty.fgb"], "holds no polygons"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import difflib
+import errno
 import importlib
 import os
 import signal
@@ -12,13 +13,13 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
 
 from l4s_geo import __version__
-from l4s_geo.errors import L4SError
+from l4s_geo.errors import L4SError, reason
+from l4s_geo.paths import exists, shorten
 
 #: Verbs and what ``l4s-map --help`` says about them. Each is a module here (``-`` becomes ``_``)
 #: with a click ``command``.
@@ -97,13 +98,37 @@ class VerbGroup(click.Group):
             raise
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
-        except Exception:
+        except Exception as e:
+            if lack := _lacking(e):
+                raise UserError("\n".join([lack, *_notes(e)])) from e
             traceback.print_exc(file=sys.stderr)
             click.echo(
                 f"This is a bug in l4s-map {__version__}. Please report it with these lines and the command.",
                 err=True,
             )
             raise click.exceptions.Exit(1) from None
+
+
+#: What a machine may be short of, by the system's number, and what to do about it.
+SHORT = {
+    errno.ENOMEM: "Close other programs, or try --batch-size 1 and --workers 1.",
+    errno.EMFILE: "Allow more open files, for instance with `ulimit -n 1024`.",
+    errno.ENFILE: "Close other programs.",
+    errno.ENOSPC: "Make room on the disk.",
+    errno.EDQUOT: "Make room on the disk.",
+    errno.EFBIG: "Write to a disk that takes larger files.",
+    errno.EROFS: "Write to another disk.",
+    errno.EIO: "Is a disk or network drive gone?",
+}
+
+
+def _lacking(e: Exception) -> str | None:
+    """What the machine is short of, where that and no bug was the reason."""
+    if isinstance(e, OSError) and e.errno in SHORT:
+        return f"The machine says: {e.strerror}{f' ({e.filename})' if e.filename else ''}. {SHORT[e.errno]}"
+    if isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and "can't allocate memory" in str(e)):
+        return f"Not enough memory ({reason(e) or 'none left'}). {SHORT[errno.ENOMEM]}"
+    return None
 
 
 def _notes(e: BaseException) -> list[str]:
@@ -137,11 +162,11 @@ def refuse_unknown_verb(ctx: click.Context, word: str) -> None:
     Raises:
         click.UsageError: With the verb that was probably meant.
     """
-    if not word.replace("-", "").replace("_", "").isalpha() or word.startswith("-") or Path(word).exists():
+    if not word.replace("-", "").replace("_", "").isalpha() or word.startswith("-") or exists(word):
         return
     close = difflib.get_close_matches(word, VERBS, n=1)
     hint = f"Did you mean '{close[0]}'?" if close else f"Verbs are {', '.join(VERBS)}."
-    ctx.fail(f"'{word}' is neither a verb nor a file. {hint}")
+    ctx.fail(f"'{shorten(word)}' is neither a verb nor a file. {hint}")
 
 
 @click.group(

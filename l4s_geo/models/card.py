@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from l4s_geo.calibration import Calibration
-from l4s_geo.errors import ModelError
+from l4s_geo.errors import InputError, ModelError, reason
 from l4s_geo.normalize import NAMED
+from l4s_geo.paths import check_input
 
 CARD = "card.json"
 
@@ -103,7 +104,7 @@ class Card:
 
     def save(self, folder: Path) -> None:
         """Write ``card.json`` into a model directory."""
-        (folder / CARD).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        (folder / CARD).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Card:
@@ -114,14 +115,19 @@ class Card:
         """
         path = folder / CARD
         try:
-            values = json.loads(path.read_text())
+            check_input(path)
+            values = json.loads(path.read_text(encoding="utf-8"))
             networks = tuple(Network(**n) for n in values.pop("networks"))
             card = cls(**{**values, "networks": networks, "bands": tuple(values["bands"])})
             faults = [*card.faults()]
+        except InputError as e:
+            raise ModelError(f"No model in {folder}: {e}") from e
         except OSError as e:
             raise ModelError(f"No model in {folder}: {path.name} cannot be read ({e.strerror}).") from e
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as e:
-            raise ModelError(f"{path} is not a model card of this version: {e}. Install or export it again.") from e
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+            raise ModelError(
+                f"{path} is not a model card of this version: {reason(e)}. Install or export it again."
+            ) from e
         if faults:
             raise ModelError(f"{path} is damaged: {'; '.join(faults)}. Install or export the model again.")
         return card

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from l4s_geo.errors import ModelError
 from l4s_geo.models.card import CARD, Card, Network, sha256
+from l4s_geo.paths import exists, shorten
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +40,11 @@ def find(name: str) -> Model:
         ModelError: Neither; the message lists what there is.
     """
     folder = BUNDLED / name
-    if not (folder / CARD).is_file():
+    if not exists(folder / CARD):
         folder = Path(name)
-    if not (folder / CARD).is_file():
+    if not exists(folder / CARD):
         raise ModelError(
-            f"Unknown model {name!r}: bundled are {', '.join(bundled_names()) or 'none'}; "
+            f"Unknown model {shorten(name)!r}: bundled are {', '.join(bundled_names()) or 'none'}; "
             f"anything else must be a folder with a {CARD}."
         )
     return Model(Card.load(folder), folder)
@@ -80,6 +81,8 @@ def load_network(model: Model, network: Network) -> nn.Module:
         net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     except (SafetensorError, RuntimeError) as e:
         raise ModelError(f"Model {model.card.name}: {path} does not hold {network.architecture} weights: {e}.") from e
+    if not all(bool(p.isfinite().all()) for p in net.state_dict().values()):
+        raise ModelError(f"Model {model.card.name}: {path} has weights that are no numbers. Its training went wrong.")
     return at_scale(net, network.scale).eval()
 
 

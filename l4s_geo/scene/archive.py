@@ -15,6 +15,7 @@ from xml.parsers.expat import ExpatError, ParserCreate
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from l4s_geo.errors import InputError, reason
+from l4s_geo.paths import check_input
 
 #: Members of a zip, bytes of an XML file and of any file: far more than any product has.
 MEMBERS, XML_MAX, FILE_MAX = 10_000, 2 << 20, 1 << 30
@@ -54,6 +55,7 @@ def in_folder(path: Path) -> Files:
         found = [*path.iterdir(), *path.glob("GRANULE/*/IMG_DATA/*.jp2"), *path.glob("GRANULE/*/IMG_DATA/R?0m/*.jp2")]
 
     def read(inside: str) -> bytes:
+        check_input(path / inside)
         with readable(path), (path / inside).open("rb") as file:
             return _bounded(file, f"{path / inside}")
 

@@ -20,6 +20,12 @@ from l4s_geo.errors import InputError
 #: Models work on a grid whose pixels are within this share of their resolution.
 TOLERANCE = 0.2
 
+#: More columns or rows, or more pixels, than any image of the Earth has: a UTM zone has 933,000 rows of 10 m.
+SIDE_MAX, PIXELS_MAX = 1_000_000, 10**11
+
+#: Pixels coarser than this many times the models' resolution show no landslide.
+COARSEST = 10
+
 #: Points along each axis that tell where a grid lies in another CRS.
 LATTICE = 21
 
@@ -126,6 +132,24 @@ def convert(
     return points[0], points[1]
 
 
+def check_grid(grid: Grid, path: str) -> None:
+    """Raises InputError for a grid that no raster of the Earth's surface can have."""
+    t = grid.transform
+    sides = math.hypot(t.a, t.d), math.hypot(t.b, t.e)
+    if not (all(map(math.isfinite, t[:6])) and min(sides) > 1e-12 and abs(t.determinant) > 1e-6 * sides[0] * sides[1]):
+        raise InputError(
+            f"{path} has pixels without a size (geotransform {', '.join(f'{v:g}' for v in t.to_gdal())}). Give it "
+            "another position, for instance with gdal_edit.py -a_ullr LEFT TOP RIGHT BOTTOM."
+        )
+    if grid.crs.to_wkt().startswith(("GEOCCS", "VERT")):
+        raise InputError(f"{path} is in {grid.crs}, in which no map can be drawn. Give it the CRS of its grid.")
+    if max(grid.shape) > SIDE_MAX or grid.width * grid.height > PIXELS_MAX:
+        raise InputError(
+            f"{path} would have {grid.width:,} x {grid.height:,} pixels, more than any image. Is the file damaged? If "
+            "not, cut it to the area to be mapped."
+        )
+
+
 def model_grid(native: Grid, resolution: float | None) -> Grid:
     """The grid to map on.
 
@@ -138,8 +162,14 @@ def model_grid(native: Grid, resolution: float | None) -> Grid:
         resolution, or where it has no place on Earth; else one in the UTM zone of the scene's centre.
 
     Raises:
-        InputError: The scene cannot be placed in a UTM zone.
+        InputError: The scene cannot be placed in a UTM zone, or its pixels are far too coarse.
     """
+    if resolution is not None and max(native.pixel_size_m()) > COARSEST * resolution:
+        raise InputError(
+            f"The scene's pixels of {max(native.pixel_size_m()):,.0f} m are far too coarse for models of "
+            f"{resolution:g} m: they show no landslide. Is the coordinate system the right one? Degrees may have been "
+            "taken for metres, or the other way round."
+        )
     if resolution is None or native.is_local or (native.is_north_up and _fits(native, resolution)):
         return native
     utm = utm_zone(native)

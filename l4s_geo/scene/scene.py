@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
 from types import TracebackType
@@ -22,11 +23,19 @@ from l4s_geo.scene.bands import TERRAIN_BANDS
 from l4s_geo.scene.clouds import Cloudless
 from l4s_geo.scene.grid import Grid, model_grid
 from l4s_geo.scene.layer import Layer, band_layers, terrain_layers
-from l4s_geo.scene.raster import Raster
+from l4s_geo.scene.raster import Raster, is_scaled
 from l4s_geo.scene.safe import ClearSky, Product
 from l4s_geo.scene.source import Selection, open_raster, open_source, select
 from l4s_geo.scene.stac import Item
-from l4s_geo.scene.units import FULL, OFFSETS, Radiometry, refuse_below_zero, settle_offset, settle_units
+from l4s_geo.scene.units import (
+    FULL,
+    OFFSETS,
+    REFLECTANCE_MAX,
+    Radiometry,
+    refuse_below_zero,
+    settle_offset,
+    settle_units,
+)
 from l4s_geo.scene.warp import share_covered
 
 __all__ = ["Grid", "Scene", "open_scene", "open_terrain"]
@@ -157,7 +166,8 @@ def open_scene(
         resolution: Of the models, in metres. The scene keeps its own grid where that fits (see
             ``model_grid``), else it is warped lazily to UTM. None keeps its own grid always.
         units: Of spectral pixels: ``dn``, ``reflectance`` (times 10000 when read), ``byte``, or ``auto``,
-            which takes integers of 16 bits or more and floats beyond 2 as digital numbers and refuses others.
+            which takes integers of 16 bits or more and floats beyond 2 as digital numbers and refuses others, but
+            for files that declare a scale and offset which make reflectance. ``dn`` and ``byte`` are what is stored.
         s2_offset: To be added to digital numbers: ``auto``, as the metadata of a product or item say, none for other
             files; ``0``, none; ``-1000``, that of processing baseline 04.00 and newer for files without metadata.
         scl: Whether what the scene classification of a Level-2A product calls cloud, shadow or snow is not valid.
@@ -175,6 +185,8 @@ def open_scene(
         selection = select(path)
         given = [name for name, raster in (("dem", dem), ("slope", slope)) if raster is not None]
         source = open_source(selection, bands, given, stack, None if clouds else wanted)
+        if units in ("dn", "byte"):  # what is stored, whatever the files declare
+            source = replace(source, rasters=tuple(replace(r, scaled=False) for r in source.rasters))
         native = min((r.grid for r in source.rasters), key=lambda g: math.prod(g.pixel_size_m()))
         grid = model_grid(native, resolution) if grid is None else grid
         terrain = source.terrain | _terrain_rasters({"dem": dem, "slope": slope}, stack)
@@ -194,10 +206,13 @@ def open_scene(
             stack=stack.pop_all(),
         )
     try:
-        kinds = {r.dataset.dtypes[i - 1] for r in rasters for i in r.indexes}
+        kinds = {kind for r in rasters for kind in r.kinds}
         product = selection.product
         doubtful = s2_offset == "-1000" or (s2_offset == "auto" and product and product.offsets and not product.certain)
         values = _sample(scene, thorough=bool(doubtful) or any("float" in kind for kind in kinds))
+        if units == "auto" and any(map(is_scaled, rasters)) and np.median(values) <= REFLECTANCE_MAX:
+            units, scene.radiometry = "reflectance", Radiometry(1.0)
+            scene.notes.append("the files declare a scale and offset that make reflectance of their numbers")
         scene.units = settle_units(units, kinds, values, scene.source)
         _settle_radiometry(scene, s2_offset, values, product)
         if clouds:

@@ -15,14 +15,17 @@ import h5py
 import numpy as np
 import rasterio
 from affine import Affine
+from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
+from rasterio.io import DatasetReader, MemoryFile
 
 from l4s_geo.errors import InputError, reason
+from l4s_geo.paths import check_input, exists, is_remote, shorten
 from l4s_geo.scene.assets import Image
 from l4s_geo.scene.bands import L4S_BANDS, L4S_MEAN, S2_BANDS, TERRAIN_BANDS, parse_band
+from l4s_geo.scene.grid import Grid, check_grid
 from l4s_geo.scene.mosaic import mosaic
 from l4s_geo.scene.raster import GDAL_OPTIONS, Raster
 from l4s_geo.scene.safe import DRIVER, GDAL_ALONE, SIDE, Product, find_date, find_level, find_product
@@ -86,16 +89,18 @@ def select(path: str | Path) -> Selection:
     text = str(path)
     if not text.strip():
         raise InputError("The name of the scene is empty. Give a file, a folder or an address.")
-    if not is_remote(text) and (product := find_product(text)):
+    if exists(text) or is_remote(text):
+        check_input(text)
+    if exists(text) and (product := find_product(text)):
         return Selection(product.files, False, product.name, product.date, product.level, product)
     if len(paths := _addresses(text)) == 1 and (item := find_item(text)):
         return Selection(item.files, False, item.name, item.date, item.level, item)
     level = find_level(text)
     if is_remote(text):
         folder = False
-    elif Path(text).is_dir():
+    elif exists(text) and Path(text).is_dir():
         paths, folder = _rasters_in(Path(text)), True
-    elif Path(text).exists():
+    elif exists(text):
         paths, folder = [text], False
     else:
         paths, folder = [p for part in text.split(",") for p in _matches(part.strip())], False
@@ -112,11 +117,6 @@ def _addresses(text: str) -> list[str]:
     return re.split(r",(?=[a-z0-9+]+://|/vsi)", text) if is_remote(text) else [text]
 
 
-def is_remote(path: str) -> bool:
-    """Whether GDAL, not the file system, knows the path."""
-    return path.startswith("/vsi") or "://" in path
-
-
 def _rasters_in(folder: Path) -> list[str]:
     found = sorted(str(p) for p in folder.iterdir() if p.suffix.lower() in RASTER_SUFFIXES)
     if not found:
@@ -129,12 +129,12 @@ def _rasters_in(folder: Path) -> list[str]:
 
 def _matches(path: str) -> list[str]:
     """A file, or what a glob matches, sorted."""
-    if Path(path).exists():
+    if exists(path):
         return [path]
     found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207 (absolute)
     if not found:
         what = "No file matches" if glob.has_magic(path) else "There is no file"
-        raise InputError(f"{what} {path!r}. Check the path.")
+        raise InputError(f"{what} {shorten(path)!r}. Check the path.")
     return found
 
 
@@ -228,7 +228,9 @@ def _open_item(item: Item, wanted: Sequence[str] | None, given: Sequence[str], s
                 f"{image.key!r}. Correct the item, or give the file itself with --bands."
             )
         spectral = name in S2_BANDS
-        return replace(raster, path=address.shown, indexes=(image.index,), names=(name,), zero_is_nodata=spectral)
+        return replace(
+            raster, path=address.shown, indexes=(image.index,), scaled=False, names=(name,), zero_is_nodata=spectral
+        )
 
     unsigned = any(a.gdal.startswith("/vsis3/") for a in item.addresses.values()) and allow_public_buckets()
     asked = {*(wanted or ())} - {*TERRAIN_BANDS}
@@ -256,43 +258,63 @@ def open_raster(path: str, stack: ExitStack, driver: str | None = None) -> Raste
     Raises:
         InputError: There is no such file, it is none that GDAL reads, or it is not georeferenced.
     """
-    if not (is_remote(path) or ":" in path or Path(path).exists()):
-        raise InputError(f"There is no file {path!r}. Check the path.")
+    if exists(path) or ":" not in path:  # else a data set in a file, as GDAL names them
+        check_input(path)
     if Path(path).suffix.lower() in (".h5", ".hdf5"):
         return _open_patch(path, stack)
     try:
         with warnings.catch_warnings(), rasterio.Env(**GDAL_OPTIONS):
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             dataset = stack.enter_context(rasterio.open(path, driver=driver))
-    except RasterioError as e:
+    except (RasterioError, CPLE_BaseError, ValueError) as e:  # texts in a file may be in no encoding
         raise InputError(
             f"{path} cannot be opened as a raster ({reason(e)}). Is the file complete, and a raster?"
         ) from e
-    if dataset.crs is None or dataset.transform == Affine.identity():
-        raise InputError(
-            f"{path} has no {'coordinate system' if dataset.crs is None else 'position (geotransform)'}. "
-            "Give it one, for instance with gdal_edit.py -a_srs EPSG:32654 -a_ullr LEFT TOP RIGHT BOTTOM."
-        )
+    _check_placed(dataset, path)
     indexes = tuple(i for i, c in enumerate(dataset.colorinterp, 1) if c != ColorInterp.alpha)
     names = tuple(parse_band(dataset.descriptions[i - 1] or "") for i in indexes)
     flags = [f for i in indexes for f in dataset.mask_flag_enums[i - 1]]
     return Raster(dataset, path, indexes, names, zero_is_nodata={*flags} == {MaskFlags.all_valid})
 
 
+def _check_placed(dataset: DatasetReader, path: str) -> None:
+    """Raises InputError where it is unclear what ground the pixels cover, or what they stand for."""
+    if dataset.crs is None and (dataset.gcps[0] or dataset.rpcs):
+        raise InputError(
+            f"{path} is placed by {'ground control points' if dataset.gcps[0] else 'a camera model (RPC)'}, not by a "
+            "grid. Bring it onto one with gdalwarp -t_srs EPSG:32654, with your UTM zone."
+        )
+    if dataset.crs is None or dataset.transform == Affine.identity():
+        raise InputError(
+            f"{path} has no {'coordinate system' if dataset.crs is None else 'position (geotransform)'}. "
+            "Give it one, for instance with gdal_edit.py -a_srs EPSG:32654 -a_ullr LEFT TOP RIGHT BOTTOM."
+        )
+    check_grid(Grid(dataset.crs, dataset.transform, dataset.width, dataset.height), path)
+    if any("complex" in kind for kind in dataset.dtypes):
+        raise InputError(f"{path} has complex numbers, as radar images have. Give bands of Sentinel-2, or elevations.")
+    if not (np.isfinite([dataset.scales, dataset.offsets]).all() and all(dataset.scales)):
+        raise InputError(f"{path} has a scale of 0 or none at all. Mend it with gdal_edit.py -scale 1 -offset 0.")
+
+
 def _open_patch(path: str, stack: ExitStack) -> Raster:
     """An L4S patch: HDF5 key ``img``, (128, 128, 14), digital numbers over the data set's means."""
     try:
         with h5py.File(path) as file:
-            scaled = np.asarray(file["img"])
-    except (OSError, KeyError) as e:
-        raise InputError(f"{path} is no Landslide4Sense patch: it cannot be read, or has no 'img' ({e}).") from e
-    if scaled.ndim != 3 or scaled.shape[2] != len(L4S_BANDS):
-        raise InputError(f"{path} is no Landslide4Sense patch: 'img' is {scaled.shape}, not (128, 128, 14).")
+            stored = file["img"]
+            shape, kind = stored.shape, stored.dtype.kind
+            if len(shape) != 3 or shape[2] != len(L4S_BANDS) or not 0 < max(shape) <= SIDE or kind not in "fiu":
+                raise InputError(f"{path} is no Landslide4Sense patch: 'img' is {shape}, not (128, 128, 14) numbers.")
+            scaled = np.asarray(stored, np.float64)
+    except (OSError, KeyError, AttributeError, RuntimeError, ValueError, TypeError) as e:
+        raise InputError(
+            f"{path} is no Landslide4Sense patch: it cannot be read, or has no 'img' ({reason(e)})."
+        ) from e
     h, w, count = scaled.shape
     file = stack.enter_context(MemoryFile())
     profile = {"driver": "GTiff", "width": w, "height": h, "count": count, "dtype": "int32", "crs": _NOWHERE}
     with file.open(**profile, transform=Affine(10, 0, 0, 0, -10, 10 * h)) as new:
-        new.write(np.rint(scaled * np.array(L4S_MEAN)).astype(np.int32).transpose(2, 0, 1))
+        found = np.rint(scaled * np.array(L4S_MEAN)).clip(-(2**31), 2**31 - 1)
+        new.write(np.where(np.isnan(found), -(2**31), found).astype(np.int32).transpose(2, 0, 1))
     return Raster(stack.enter_context(file.open()), path, tuple(range(1, count + 1)), L4S_BANDS)
 
 

@@ -131,13 +131,11 @@ def settle_units(units: str, kinds: Collection[str], values: NDArray[np.float32]
         InputError: See above.
     """
     floats = any("float" in kind for kind in kinds)
-    if units == "auto" and "uint8" in kinds:
+    if units == "auto" and (narrow := {"uint8", "int8"} & {*kinds}):
         raise InputError(
-            f"{source} has bytes (uint8), which are no Sentinel-2 digital numbers. If it is a picture for "
-            "the eye, say so with --units byte; the original bands would be mapped better."
+            f"{source} has bytes ({', '.join(narrow)}), which are no Sentinel-2 digital numbers. If it is a picture "
+            "for the eye, say so with --units byte; the original bands would be mapped better."
         )
-    if any("complex" in kind for kind in kinds):
-        raise InputError(f"{source} has complex numbers, as radar images have. Give bands of Sentinel-2.")
     if units == "auto" and floats and values.max() <= REFLECTANCE_MAX:
         raise InputError(
             f"{source} has values from {values.min():.4g} to {values.max():.4g}, like reflectance. If so, "
