@@ -39,6 +39,7 @@ from l4s_geo.report.landslides import BINS, Landslides, path_data
 from l4s_geo.report.notes import warnings
 from l4s_geo.report.pictures import Stretch, decimated, relief, shown_bands
 from l4s_geo.report.product import Report
+from l4s_geo.report.quicklook import _path
 from l4s_geo.results import LAYERS, Clock, Outputs, products_for, vectorize, write_all
 from l4s_geo.scene import Grid, open_scene
 from tests.conftest import DATA, UTM, UTM_10M, needs_data, write_raster
@@ -269,6 +270,23 @@ def test_a_path_goes_through_all_corners(points):
     drawn = draw(path_data(shapely.Polygon(ring), 2.0), 2.0)
     wanted = np.rint(np.array(points) / 2.0) * 2.0
     assert {tuple(p) for p in drawn} == {tuple(p) for p in wanted}
+
+
+def test_landslides_of_parts_and_with_holes_are_drawn_whole(tmp_path):
+    corner = ((slice(20, 40), slice(30, 60), 0.9), (slice(40, 60), slice(60, 80), 0.9))  # touch at a corner only
+    ring = ((slice(80, 110), slice(20, 60), 0.9), (slice(90, 100), slice(30, 50), 0.1))
+    path = write_report(tmp_path, write_map(tmp_path, places=(*corner, *ring)))
+    drawn = {a["data-i"]: a["d"] for a in Page(path).all("path") if "data-i" in a}
+    pieces = [[draw(f"M{piece}", 1.0) for piece in d.split("M")[1:]] for d in drawn.values()]
+    assert [len(p) for p in pieces] == [2, 2]
+    areas = sorted(sorted(shapely.Polygon(corners).area for corners in parts) for parts in pieces)
+    assert areas == [[200 * 100, 300 * 400], [200 * 200, 200 * 300]]
+
+
+def test_the_quicklook_draws_all_parts_and_holes():
+    ring = shapely.box(0, 0, 9, 9).difference(shapely.box(3, 3, 6, 6))
+    drawn = _path(shapely.MultiPolygon([ring, shapely.box(9, 9, 12, 12)]))
+    assert drawn.codes.tolist().count(drawn.MOVETO) == 3
 
 
 def test_no_text_becomes_markup(tmp_path):

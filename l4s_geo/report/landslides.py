@@ -115,7 +115,7 @@ def _coarser(outline: shapely.Geometry, tolerance: float) -> shapely.Geometry:
 def path_data(outline: shapely.Geometry, unit: float) -> str:
     """An outline as the ``d`` of an SVG path, in whole numbers of ``unit`` metres, relative to the point before."""
     pieces = []
-    for ring in shapely.get_rings(outline):
+    for ring in shapely.get_rings(shapely.get_parts(outline)):
         points = np.rint(shapely.get_coordinates(ring) / unit).astype(int)
         steps = np.diff(points[:-1], axis=0)
         steps = steps[steps.any(axis=1)]

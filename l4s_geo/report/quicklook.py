@@ -98,7 +98,9 @@ def _draw(ax: Axes, content: Content) -> None:
 def _path(outline: shapely.Geometry) -> Outline:
     from matplotlib.path import Path as Outline
 
-    rings = [Outline(shapely.get_coordinates(ring), closed=True) for ring in shapely.get_rings(outline)]
+    rings = [
+        Outline(shapely.get_coordinates(ring), closed=True) for ring in shapely.get_rings(shapely.get_parts(outline))
+    ]
     return Outline.make_compound_path(*rings)
 
 
