@@ -47,6 +47,7 @@ class Before:
     Attributes:
         scene: The one from after it.
         earlier: The one from before, on the same grid.
+        limits: What masks cover counts for nothing; ground outside an area of interest is ground around all the same.
         bands: That are compared.
         shift: Of the earlier one, taken out where it is reliable.
         normalizers: Of the scene and of the earlier one, from the ground that both see; None if there is none.
@@ -56,6 +57,7 @@ class Before:
 
     scene: Scene
     earlier: Scene
+    limits: Limits
     bands: tuple[str, ...]
     shift: Shift
     normalizers: tuple[Normalizer, Normalizer] | None
@@ -85,7 +87,7 @@ class Before:
         wide = clip(window, self.scene.grid, RADIUS)
         (one, seen), (other, seen_before) = (s.read(wide, self.bands) for s in (self.scene, self.earlier))
         prob = raster.read(wide, layer)
-        seen = seen & seen_before & ~np.isnan(prob)
+        seen = seen & seen_before & self.limits.clear(wide)
         row, col = int(window.row_off - wide.row_off), int(window.col_off - wide.col_off)
         inner = np.s_[row : row + int(window.height), col : col + int(window.width)]
         if self.normalizers is None or not seen.any():
@@ -93,7 +95,7 @@ class Before:
             return nothing, nothing
         pairs = zip(self.normalizers, (one, other), strict=True)
         bright = [normalize(image, seen).mean(axis=0) for normalize, image in pairs]
-        told, around = seen & (bright[1] <= bright[0] + BRIGHTER), seen & (prob < threshold)
+        told, around = seen & (bright[1] <= bright[0] + BRIGHTER), seen & ~(prob >= threshold)
         now, before = (np.where(told, local_contrast(b, around), np.float32(np.nan))[inner] for b in bright)
         return now, before
 
@@ -164,7 +166,7 @@ def open_before(
     with opened(grid=grid if moved else scene.grid) as earlier:
         normalizers, share = _statistics(scene, earlier, limits, compared)
         notes = tuple(_notes(path, scene, earlier, shift, share))
-        yield Before(scene, earlier, compared, shift, normalizers, share, notes)
+        yield Before(scene, earlier, limits, compared, shift, normalizers, share, notes)
 
 
 def _opened(

@@ -19,12 +19,14 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as convert
 from rasterio.windows import Window
 from scipy.ndimage import gaussian_filter, map_coordinates
+from shapely.geometry import box
 
 from l4s_geo.alignment import find_shift
 from l4s_geo.batch import Job, find_jobs, map_batch
 from l4s_geo.before import Before, open_before
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError, OutputError
+from l4s_geo.masks import EVERYWHERE
 from l4s_geo.novelty import NO, UNKNOWN, YES, novelty
 from l4s_geo.pipeline import map_scene
 from l4s_geo.polygonize import PolygonizeOptions, polygonize
@@ -119,6 +121,14 @@ def test_a_scene_against_itself_has_nothing_new(after, model, tmp_path):  # noqa
     result = map_scene(options(after, model, tmp_path, pre=str(after), overwrite=True), Silent())
     assert result.summary["landslides"] == 0
     assert "is of 2018-09-11, not before the scene of 2018-09-11" in result.message
+
+
+def test_a_tight_area_of_interest_sees_the_ground_around(after, before, model, tmp_path):  # noqa: F811
+    left, top, right, bottom = NEW
+    where = gpd.GeoSeries([box(AT.c + left, AT.f - bottom, AT.c + right, AT.f - top)], crs=UTM)
+    where.to_file(tmp_path / "scar.gpkg")
+    map_scene(options(after, model, tmp_path, pre=before, aoi=str(tmp_path / "scar.gpkg")), Silent())
+    assert by_scar(tmp_path / "out.gpkg") == ["yes", None, None]
 
 
 def test_what_was_brighter_still_is_no_scar(after, model, tmp_path):  # noqa: F811
@@ -253,14 +263,14 @@ def test_contrasts_do_not_depend_on_the_strip(seed, h, w, rows):
     one, other = (Image(rng.normal(500, 50, (3, h, w)).astype(np.float32), rng.random((h, w)) < 0.9) for _ in range(2))
     prob = np.where(rng.random((h, w)) < 0.1, np.nan, rng.random((h, w))).astype(np.float32)
     normalizer = Normalizer(BANDS, (500.0,) * 3, (50.0,) * 3, "asinh")
-    compared = Before(one, other, BANDS, find_shift([], 64), (normalizer, normalizer), 1.0, ())
+    compared = Before(one, other, EVERYWHERE, BANDS, find_shift([], 64), (normalizer, normalizer), 1.0, ())
     raster = Pixels(one.grid, prob)
     whole = compared.contrasts(Window(0, 0, w, h), raster, LAYERS[0], 0.8)
     windows = [Window(0, r, w, min(rows, h - r)) for r in range(0, h, rows)]
     strips = [compared.contrasts(window, raster, LAYERS[0], 0.8) for window in windows]
     for k in range(2):
         assert np.allclose(np.concatenate([s[k] for s in strips]), whole[k], atol=1e-5, equal_nan=True)
-    seen = one.valid & other.valid & np.isfinite(prob)
+    seen = one.valid & other.valid
     assert np.isnan(whole[0][~seen]).all()
     assert min(h, w) < 20 or np.isfinite(whole[0]).mean() > 0.5
     assert np.array_equal(np.isnan(whole[0]), np.isnan(whole[1]))
