@@ -24,7 +24,7 @@ from l4s_geo.scene.warp import clip
 #: Bands that are compared: bare ground is bright in all of them, and darker than plants in the near infrared.
 BANDS = ("B4", "B3", "B2")
 
-#: Side of the windows that show how far the scenes lie apart, and how many are looked at.
+#: Side of the windows that show how far the scenes lie apart, smaller in scenes that are, and how many are looked at.
 SIZE, MOST = 128, 64
 
 #: Peaks of the correlation from which on a shift is believed. Hokkaido before and after, snow against none, has 44 in
@@ -155,7 +155,8 @@ def open_before(
         )
     opened = partial(_opened, path, bands=bands, units=units, scl=scl, clouds=clouds, wanted=compared)
     with opened(grid=scene.grid) as first:
-        shift = find_shift(_pairs(scene, first, limits, compared), SIZE)
+        size = min(SIZE, *scene.grid.shape)
+        shift = find_shift(_pairs(scene, first, limits, compared, size), size)
     if shift.peak >= PEAK and _far(shift) > FARTHEST:
         raise InputError(
             f"--pre {path} shows the same ground as {scene.source} {_spoken(shift, scene.grid)}. Scenes of Sentinel-2 "
@@ -193,9 +194,9 @@ def _opened(
     return found
 
 
-def _pairs(scene: Scene, earlier: Scene, limits: Limits, bands: Sequence[str]) -> Iterator[Pair]:
+def _pairs(scene: Scene, earlier: Scene, limits: Limits, bands: Sequence[str], size: int) -> Iterator[Pair]:
     """Brightness in windows of both scenes, on a scale where clouds do not outshine all else."""
-    for window in sample_windows(scene.grid, SIZE, MOST):
+    for window in sample_windows(scene.grid, size, MOST):
         (one, seen), (other, seen_before) = (s.read(window, bands) for s in (scene, earlier))
         first, second = (np.log(np.maximum(image.mean(axis=0), 1)) for image in (one, other))
         yield first, second, seen & seen_before & limits.clear(window)

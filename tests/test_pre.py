@@ -38,6 +38,7 @@ from l4s_geo.settings import MapOptions
 from .conftest import DATA, needs_data
 from .test_pipeline import BANDS, model, options, write  # noqa: F401 (fixtures)
 from .test_resume import fail_at, often, tall, wanted  # noqa: F401 (fixtures)
+from .test_safe import CORNER, SIZE, newer, write_safe, zipped
 
 UTM, AT, SHAPE = "EPSG:32651", Affine(10, 0, 3e5, 0, -10, 2.6e6), (300, 200)
 
@@ -138,6 +139,27 @@ def test_what_was_brighter_still_is_no_scar(after, model, tmp_path):  # noqa: F8
     pre = write(tmp_path / "pre.tif", image, transform=AT)
     map_scene(options(after, model, tmp_path, pre=str(pre), pre_action="flag"), Silent())
     assert by_scar(tmp_path / "out.gpkg") == ["unknown", "no", "yes"]
+
+
+def test_a_product_as_the_scene_from_before(model, tmp_path):  # noqa: F811
+    """Zipped Level-2A with the offset of newer baselines, and cloud over one scar by its classification."""
+    rows, cols = np.mgrid[:SIZE, :SIZE] * 10.0
+    scars = [np.s_[20:50, 20:40], np.s_[20:50, 60:80], np.s_[80:100, 40:70]]
+    old, new = (ground(cols, rows) for _ in range(2))
+    for scar in scars:
+        new[scar] = 1200
+    old[scars[1]] = 1100
+    classes = np.full((SIZE // 2, SIZE // 2), 5, np.uint8)
+    classes[35:55, 15:40] = 9
+    images = {band: (old + 1000).astype(np.uint16) for band in BANDS}
+    pre = zipped(write_safe(tmp_path, newer("L2A", images=images, scl=classes)))
+    scene = write(tmp_path / "after.tif", np.stack([new] * 3), crs="EPSG:32654", transform=CORNER)
+    result = map_scene(options(scene, model, tmp_path, pre=str(pre), pre_action="flag"), Silent())
+    found = gpd.read_file(tmp_path / "out.gpkg", layer="landslides")
+    assert found.new.tolist() == ["yes", "no", "unknown"]
+    assert "--pre" in result.message
+    assert "offset of the metadata" in result.message
+    assert "shows the ground" not in result.message  # lies where it should
 
 
 @pytest.mark.parametrize("extension", ["gpkg", "geojson", "fgb", "parquet", "shp"])
