@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from l4s_geo import crf
-from l4s_geo.before import Before, open_before
+from l4s_geo.before import Before, Comparison, open_before
 from l4s_geo.inference import Rows
 from l4s_geo.journal import Journal, journal, stamp
 from l4s_geo.masks import Limits, nothing_left
@@ -102,6 +102,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                 products = [*products_for(wanted, raster)]
                 origin = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
                 with clock.stage("polygons"):
+                    compared = before and before.comparison(raster, LAYERS[0], settings.threshold)
                     found = vectorize(
                         raster,
                         scene,
@@ -113,10 +114,10 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                         max_hole=settings.max_hole,
                         simplify=settings.simplify,
                         products=products,
-                        before=before,
+                        compared=compared,
                         old="flag" if options.pre_action == "flag" else "drop",
                     )
-                record = _provenance(plan, scene, limits, before, found.seen_share)
+                record = _provenance(plan, scene, limits, compared, found.seen_share)
                 return write_all(wanted, found, record, clock, raster=raster, products=products)
 
 
@@ -230,7 +231,7 @@ def _refine(
     progress.finish()
 
 
-def _provenance(plan: Plan, scene: Scene, limits: Limits, before: Before | None, seen: float) -> dict[str, Any]:
+def _provenance(plan: Plan, scene: Scene, limits: Limits, compared: Comparison | None, seen: float) -> dict[str, Any]:
     options, settings = plan.options, plan.settings
     return {
         "versions": versions(),
@@ -261,7 +262,7 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, before: Before | None,
         ],
         "normalization": plan.normalizer.to_dict(),
         "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype, "clouds": options.clouds},
-        **({} if before is None else {"pre": before.record() | {"action": options.pre_action}}),
+        **({} if compared is None else {"pre": compared.record() | {"action": options.pre_action}}),
         "seen_share": round(seen, 6),
         "area_m2": ground_area(scene.grid),
         "notes": [
@@ -269,6 +270,6 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, before: Before | None,
             *limits.notes,
             *settings.notes,
             *slope_notes(settings.min_slope, scene),
-            *pre_notes(before, options.pre_action),
+            *pre_notes(compared, options.pre_action),
         ],
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +17,9 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from l4s_geo.before import BANDS, Before, open_before
 from l4s_geo.errors import InputError, reason
-from l4s_geo.masks import Limited, nothing_left, open_limits
+from l4s_geo.masks import Limited, Limits, nothing_left, open_limits
 from l4s_geo.progress import Progress
 from l4s_geo.results import (
     LAYERS,
@@ -29,19 +31,24 @@ from l4s_geo.results import (
     ground_area,
     input_files,
     limited_cache,
+    pre_notes,
     products_for,
     slope_notes,
     vectorize,
     versions,
     write_all,
 )
-from l4s_geo.scene import Grid, open_terrain
+from l4s_geo.scene import Grid, open_scene, open_terrain
 from l4s_geo.settings import PRESETS
 
 
 @dataclass(frozen=True)
 class PolygonizeOptions:
-    """What ``polygonize`` takes; fields as in ``MapOptions``. Without a threshold the raster's own one is used."""
+    """What ``polygonize`` takes; fields as in ``MapOptions``.
+
+    Without a threshold the raster's own one is used, and without a ``scene``, which only ``pre`` needs, the one that
+    the raster says it was made of.
+    """
 
     prob: Path
     out: Path
@@ -54,6 +61,9 @@ class PolygonizeOptions:
     slope: str | None = None
     aoi: str | None = None
     masks: tuple[str, ...] = ()
+    pre: str | None = None
+    pre_action: str = "drop"
+    scene: str | None = None
     density: Path | None = None
     overwrite: bool = False
 
@@ -128,14 +138,16 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         open_limits(raster.grid, str(options.prob), options.aoi, options.masks) as limits,
         ExitStack() as stack,
     ):
-        inputs = (options.prob, options.dem, options.slope, options.aoi, *options.masks)
+        made = json.loads(raster.tags.get("PROVENANCE", "{}"))
+        before = stack.enter_context(_before(options, raster, limits, made)) if options.pre else None
+        both = (*before.scene.paths, *before.earlier.paths) if before else ()
+        inputs = (options.prob, *both, options.dem, options.slope, options.aoi, *options.masks)
         check_outputs(wanted, options.overwrite, crs=raster.grid.crs, inputs=inputs)
         terrain = None
         if options.dem or options.slope:
             terrain = stack.enter_context(open_terrain(raster.grid, dem=options.dem, slope=options.slope))
         check_slope(options.min_slope, terrain.bands if terrain else ())
         settings = {"threshold": _threshold(options, raster)} | _filters(options)
-        made = json.loads(raster.tags.get("PROVENANCE", "{}"))
         scene = made.get("scene", {})
         model = "+".join(m["name"] for m in made.get("models", [])) or None
         origin = {"model": model, "scene": scene.get("name", options.prob.stem), "date": scene.get("date")}
@@ -143,15 +155,48 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         with clock.stage("polygons"):
             seen = Limited(raster, limits) if limits else raster
             products = [*products_for(wanted, seen)]
+            compared = before and before.comparison(seen, LAYERS[0], settings["threshold"])
             layers = vectorize(
-                seen, terrain, raster.grid.crs, origin, **settings, products=products, before=None, old=None
+                seen,
+                terrain,
+                raster.grid.crs,
+                origin,
+                **settings,
+                products=products,
+                compared=compared,
+                old="flag" if options.pre_action == "flag" else "drop",
             )
         progress.finish()
         if limits and not layers.seen_share:
             raise nothing_left(str(options.prob), options.aoi, options.masks)
         record = _provenance(options, raster, settings, made, layers.seen_share)
-        notes = [*limits.notes, *slope_notes(settings["min_slope"], terrain)]
+        if compared:
+            record["pre"] = compared.record() | {"action": options.pre_action}
+        notes = [*limits.notes, *slope_notes(settings["min_slope"], terrain), *pre_notes(compared, options.pre_action)]
+        if "pre" in made and compared is None:
+            notes.append("the map was compared with a scene from before; these polygons are not, without --pre")
         return write_all(wanted, layers, record | {"notes": notes}, clock, products=products)
+
+
+@contextmanager
+def _before(
+    options: PolygonizeOptions, raster: ProbabilityRaster, limits: Limits, made: dict[str, Any]
+) -> Iterator[Before]:
+    """The scene of the raster and the one from before."""
+    path = options.scene or made.get("inputs", {}).get("scene", {}).get("path")
+    if not path:
+        raise InputError(
+            f"--pre compares with the scene that {options.prob} was made of, and it does not say which that was. Give "
+            "--scene too."
+        )
+    clouds = bool(made.get("settings", {}).get("clouds"))
+    units = made.get("scene", {}).get("units", "auto")
+    try:
+        scene = open_scene(path, units=units, clouds=clouds, wanted=BANDS, grid=raster.grid)
+    except InputError as e:
+        raise InputError(f"--pre compares with the scene that {options.prob} was made of: {e}") from e
+    with scene, open_before(str(options.pre), scene, limits, wanted=scene.bands, units=units, clouds=clouds) as before:
+        yield before
 
 
 def _filters(options: PolygonizeOptions) -> dict[str, float]:
@@ -184,7 +229,13 @@ def _provenance(
     return {
         "versions": versions(),
         "inputs": input_files(
-            prob=options.prob, dem=options.dem, slope=options.slope, aoi=options.aoi, masks=options.masks
+            prob=options.prob,
+            pre=options.pre,
+            scene=options.scene,
+            dem=options.dem,
+            slope=options.slope,
+            aoi=options.aoi,
+            masks=options.masks,
         ),
         "settings": settings,
         "area_m2": ground_area(raster.grid),
