@@ -41,18 +41,18 @@ def local_contrast(image: NDArray[np.float32], around: NDArray[np.bool_]) -> NDA
     """How far every pixel stands out from the ground around it.
 
     Args:
-        image: (h, w); whatever where not ``around`` and not asked for.
+        image: (h, w), standardized: 0 is the mean of all such ground. Whatever where not ``around`` and not asked for.
         around: (h, w) pixels that count as ground around: seen, and no landslide.
 
     Returns:
-        (h, w) difference from the mean of these in a square of ``RADIUS`` pixels to each side, NaN where there are
-        fewer than ``FEWEST``. Pixels nearer to the border than that see only what is inside.
+        (h, w) difference from the mean of these in a square of ``RADIUS`` pixels to each side, or from 0 where there
+        are fewer than ``FEWEST``, as within large landslides. Near the border only what is inside counts.
     """
     side = 2 * RADIUS + 1
     count = uniform_filter(around.astype(np.float64), side, mode="constant") * side**2
     total = uniform_filter(np.where(around, image, 0).astype(np.float64), side, mode="constant") * side**2
     enough = np.rint(count) >= FEWEST
-    mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=enough)
+    mean = np.divide(total, count, out=np.zeros(count.shape), where=enough)
     contrast: NDArray[np.float32] = (image - mean).astype(np.float32)
     return contrast
 

@@ -102,7 +102,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                 products = [*products_for(wanted, raster)]
                 origin = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
                 with clock.stage("polygons"):
-                    compared = before and before.comparison(raster, LAYERS[0], settings.threshold)
+                    compared = before.comparison(raster, LAYERS[0], settings.threshold) if before else None
                     found = vectorize(
                         raster,
                         scene,

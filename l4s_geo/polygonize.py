@@ -155,7 +155,7 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         with clock.stage("polygons"):
             seen = Limited(raster, limits) if limits else raster
             products = [*products_for(wanted, seen)]
-            compared = before and before.comparison(seen, LAYERS[0], settings["threshold"])
+            compared = before.comparison(seen, LAYERS[0], settings["threshold"]) if before else None
             layers = vectorize(
                 seen,
                 terrain,
