@@ -229,8 +229,8 @@ def _opened(
     if missing:
         found.close()
         raise InputError(
-            f"--pre: {path} has the bands {', '.join(found.bands)}, and {', '.join(missing)} is needed to compare it. "
-            "Add the bands, or leave --pre out."
+            f"--pre: {path} has the bands {', '.join(found.bands)}; comparing takes {', '.join(wanted)}. Add what is "
+            "missing, or leave --pre out."
         )
     return found
 

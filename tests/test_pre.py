@@ -364,7 +364,7 @@ def test_a_table_names_a_scene_from_before_for_each(after, before, model, tmp_pa
     [
         (["--pre", "missing.tif"], "--pre: There is no file 'missing.tif'"),
         (["--pre", "elsewhere.tif"], "does not overlap the scene"),
-        (["--pre", "infrared.tif"], "is needed to compare"),
+        (["--pre", "infrared.tif"], "comparing takes B4, B3, B2"),
         (["--pre", "empty.tif"], "no pixel that is valid"),
         (["--pre", "nameless.tif"], "It is unclear which Sentinel-2 bands"),
         (["--pre", "note.txt"], "cannot be opened as a raster"),
