@@ -141,12 +141,14 @@ def test_every_map_option_arrives(mapped: list[Any]) -> None:
         "s.tif --out o.fgb --dem d.tif --slope s2.tif --bands B4,B3,B2 --units byte --s2-offset -1000 --no-scl "
         "--model a --model b --prob p.tif --threshold 0.4 --preset recall --min-area 900 --max-hole 50 --simplify 5 "
         "--aoi a.gpkg --mask m.tif --mask l.shp --density e.tif --min-slope 4 "
+        "--pre b.tif --pre-action flag --clouds "
         "--overlap 0.25 --no-tta --crf --normalize model --device cuda:1 --dtype bf16 --batch-size 4 "
         "--workers 3 --resume --overwrite"
     )
     assert run(*text.split()).exit_code == 0
     assert dataclasses.asdict(mapped[0]) == {
-        "scene": "s.tif", "out": Path("o.fgb"), "dem": "d.tif", "slope": "s2.tif", "units": "byte",
+        "scene": "s.tif", "out": Path("o.fgb"), "pre": "b.tif", "pre_action": "flag", "clouds": True,
+        "dem": "d.tif", "slope": "s2.tif", "units": "byte",
         "bands": ("B4", "B3", "B2"), "models": ("a", "b"), "prob": Path("p.tif"), "threshold": 0.4,
         "preset": "recall", "min_area": 900, "max_hole": 50, "simplify": 5, "overlap": 0.25, "tta": False,
         "crf": True, "normalize": "model", "device": "cuda:1", "dtype": "bf16", "batch_size": 4,
