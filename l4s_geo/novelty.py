@@ -1,10 +1,10 @@
 """Which landslides are new: how much of what sets them apart from the ground around was not there before.
 
-Two images of different seasons and light cannot be subtracted: in the Hokkaido pair, with snow in the gullies of the
-earlier one, the standardized brightness of unchanged ground correlates by less than 0.25. What can be compared is how
-far a place stands out from the ground right around it, before and after (contextual change detection; Bruzzone and
-Prieto 2000, doi:10.1109/36.843009, on why neighbours matter). A bare scar stands out as much as it did if it is old,
-and did not stand out if it is new. A landslide's *new share* is 1 - contrast before / contrast now.
+Two images of different seasons and light cannot well be subtracted: in the Hokkaido pair, with snow in the gullies of
+the earlier one, the brightness of unchanged ground correlates by 0.2 to 0.4 only. What can be compared is how far a
+place stands out from the ground right around it, before and after (contextual change detection; Bruzzone and Prieto
+2000, doi:10.1109/36.843009, on why neighbours matter). A bare scar stands out as much as it did if it is old, and did
+not stand out if it is new. A landslide's *new share* is 1 - contrast before / contrast now.
 
 Measured in Hokkaido (training A, thresholds 0.5 and 0.1) on mapped landslides that are in the labels: with the scene
 from before the earthquake the new share was 0.42 to 1.55, and with another image from after it, where all of them were
@@ -41,18 +41,18 @@ def local_contrast(image: NDArray[np.float32], around: NDArray[np.bool_]) -> NDA
     """How far every pixel stands out from the ground around it.
 
     Args:
-        image: (h, w); whatever where not ``around`` and not asked for.
+        image: (h, w), standardized: 0 is the mean of all such ground. Whatever where not ``around`` and not asked for.
         around: (h, w) pixels that count as ground around: seen, and no landslide.
 
     Returns:
-        (h, w) difference from the mean of these in a square of ``RADIUS`` pixels to each side, NaN where there are
-        fewer than ``FEWEST``. Pixels nearer to the border than that see only what is inside.
+        (h, w) difference from the mean of these in a square of ``RADIUS`` pixels to each side, or from 0 where there
+        are fewer than ``FEWEST``, as within large landslides. Near the border only what is inside counts.
     """
     side = 2 * RADIUS + 1
     count = uniform_filter(around.astype(np.float64), side, mode="constant") * side**2
     total = uniform_filter(np.where(around, image, 0).astype(np.float64), side, mode="constant") * side**2
     enough = np.rint(count) >= FEWEST
-    mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=enough)
+    mean = np.divide(total, count, out=np.zeros(count.shape), where=enough)
     contrast: NDArray[np.float32] = (image - mean).astype(np.float32)
     return contrast
 

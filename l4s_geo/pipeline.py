@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from l4s_geo import crf
-from l4s_geo.before import Before, open_before
+from l4s_geo.before import Before, Comparison, open_before
 from l4s_geo.command import command_line
 from l4s_geo.inference import Rows
 from l4s_geo.journal import Journal, journal, stamp
@@ -104,6 +104,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                 products = [*products_for(wanted, raster, scene, before.earlier if before else None)]
                 shared = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
                 with clock.stage("polygons"):
+                    compared = before.comparison(raster, LAYERS[0], settings.threshold) if before else None
                     found = vectorize(
                         raster,
                         scene,
@@ -115,10 +116,10 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                         max_hole=settings.max_hole,
                         simplify=settings.simplify,
                         products=products,
-                        before=before,
+                        compared=compared,
                         old="flag" if options.pre_action == "flag" else "drop",
                     )
-                record = _provenance(plan, scene, limits, before, found.seen_share) | {"inputs": described.result()}
+                record = _provenance(plan, scene, limits, compared, found.seen_share) | {"inputs": described.result()}
                 if isinstance(source, Here):  # else other machines have computed
                     record["computed"] = computed_on(options)
                 return write_all(wanted, found, record, clock, raster=raster, products=products)
@@ -256,7 +257,7 @@ def _refine(
     progress.finish()
 
 
-def _provenance(plan: Plan, scene: Scene, limits: Limits, before: Before | None, seen: float) -> dict[str, Any]:
+def _provenance(plan: Plan, scene: Scene, limits: Limits, compared: Comparison | None, seen: float) -> dict[str, Any]:
     options, settings = plan.options, plan.settings
     hidden = {f.name for f in fields(Outputs)} | {"resume", "overwrite", "workers", "decided"}
     return {
@@ -277,7 +278,7 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, before: Before | None,
         "models": models_used(plan.models),
         "normalization": plan.normalizer.to_dict(),
         "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype, "clouds": options.clouds},
-        **({} if before is None else {"pre": before.record() | {"action": options.pre_action}}),
+        **({} if compared is None else {"pre": compared.record() | {"action": options.pre_action}}),
         "seen_share": round(seen, 6),
         "area_m2": ground_area(scene.grid),
         "notes": [
@@ -286,6 +287,6 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, before: Before | None,
             *limits.notes,
             *settings.notes,
             *slope_notes(settings.min_slope, scene),
-            *pre_notes(before, options.pre_action),
+            *pre_notes(compared, options.pre_action),
         ],
     }

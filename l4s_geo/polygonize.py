@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +18,10 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from l4s_geo.before import BANDS, Before, open_before
 from l4s_geo.command import command_line
 from l4s_geo.errors import InputError, reason
-from l4s_geo.masks import Limited, nothing_left, open_limits
+from l4s_geo.masks import Limited, Limits, nothing_left, open_limits
 from l4s_geo.progress import Progress
 from l4s_geo.record import inputs_of, origin, versions
 from l4s_geo.results import (
@@ -30,18 +33,23 @@ from l4s_geo.results import (
     check_slope,
     ground_area,
     limited_cache,
+    pre_notes,
     products_for,
     slope_notes,
     vectorize,
     write_all,
 )
-from l4s_geo.scene import Grid, open_terrain
+from l4s_geo.scene import Grid, open_scene, open_terrain
 from l4s_geo.settings import PRESETS
 
 
 @dataclass(frozen=True)
 class PolygonizeOptions:
-    """What ``polygonize`` takes; fields as in ``MapOptions``. Without a threshold the raster's own one is used."""
+    """What ``polygonize`` takes; fields as in ``MapOptions``.
+
+    Without a threshold the raster's own one is used, and without a ``scene``, which only ``pre`` needs, the one that
+    the raster says it was made of.
+    """
 
     prob: Path
     out: Path
@@ -54,6 +62,9 @@ class PolygonizeOptions:
     slope: str | None = None
     aoi: str | None = None
     masks: tuple[str, ...] = ()
+    pre: str | None = None
+    pre_action: str = "drop"
+    scene: str | None = None
     density: Path | None = None
     report: Path | None = None
     quicklook: Path | None = None
@@ -122,44 +133,90 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         InputError: It is no probability raster, or has no threshold of its own and none was given.
         OutputError: The output cannot be written.
     """
-    clock, wanted = (
-        Clock(),
-        Outputs(options.out, density=options.density, report=options.report, quicklook=options.quicklook),
-    )
+    clock = Clock()
+    wanted = Outputs(options.out, density=options.density, report=options.report, quicklook=options.quicklook)
     check_outputs(wanted, options.overwrite)
     with (
         limited_cache(),
         ProbabilityRaster(options.prob) as raster,
         open_limits(raster.grid, str(options.prob), options.aoi, options.masks) as limits,
-        inputs_of(
-            prob=options.prob, dem=options.dem, slope=options.slope, aoi=options.aoi, masks=options.masks
-        ) as described,
         ExitStack() as stack,
     ):
-        inputs = (options.prob, options.dem, options.slope, options.aoi, *options.masks)
+        made = json.loads(raster.tags.get("PROVENANCE", "{}"))
+        before = stack.enter_context(_before(options, raster, limits, made)) if options.pre else None
+        both = (*before.scene.paths, *before.earlier.paths) if before else ()
+        described = stack.enter_context(_described(options, before))
+        inputs = (options.prob, *both, options.dem, options.slope, options.aoi, *options.masks)
         check_outputs(wanted, options.overwrite, crs=raster.grid.crs, inputs=inputs)
         terrain = None
         if options.dem or options.slope:
             terrain = stack.enter_context(open_terrain(raster.grid, dem=options.dem, slope=options.slope))
         check_slope(options.min_slope, terrain.bands if terrain else ())
         settings = {"threshold": _threshold(options, raster)} | _filters(options)
-        made = json.loads(raster.tags.get("PROVENANCE", "{}"))
         scene = made.get("scene", {})
         model = "+".join(m["name"] for m in made.get("models", [])) or None
         shared = {"model": model, "scene": scene.get("name", options.prob.stem), "date": scene.get("date")}
         progress.start("polygons", 1)
         with clock.stage("polygons"):
             seen = Limited(raster, limits) if limits else raster
-            products = [*products_for(wanted, seen, terrain)]
+            shown = (before.scene, before.earlier) if before else (terrain, None)
+            products = [*products_for(wanted, seen, *shown)]
+            compared = before.comparison(seen, LAYERS[0], settings["threshold"]) if before else None
             layers = vectorize(
-                seen, terrain, raster.grid.crs, shared, **settings, products=products, before=None, old=None
+                seen,
+                terrain,
+                raster.grid.crs,
+                shared,
+                **settings,
+                products=products,
+                compared=compared,
+                old="flag" if options.pre_action == "flag" else "drop",
             )
         progress.finish()
         if limits and not layers.seen_share:
             raise nothing_left(str(options.prob), options.aoi, options.masks)
         record = _provenance(options, raster, settings, made, layers.seen_share) | {"inputs": described.result()}
-        notes = [*limits.notes, *slope_notes(settings["min_slope"], terrain)]
+        if compared:
+            record["pre"] = compared.record() | {"action": options.pre_action}
+        notes = [*limits.notes, *slope_notes(settings["min_slope"], terrain), *pre_notes(compared, options.pre_action)]
+        if "pre" in made and compared is None:
+            notes.append("the map was compared with a scene from before; these polygons are not, without --pre")
         return write_all(wanted, layers, record | {"notes": notes}, clock, products=products)
+
+
+@contextmanager
+def _before(
+    options: PolygonizeOptions, raster: ProbabilityRaster, limits: Limits, made: dict[str, Any]
+) -> Iterator[Before]:
+    """The scene of the raster and the one from before."""
+    path = options.scene or made.get("inputs", {}).get("scene", {}).get("path")
+    if not path:
+        raise InputError(
+            f"--pre compares with the scene that {options.prob} was made of, and it does not say which that was. Give "
+            "--scene too."
+        )
+    clouds = bool(made.get("settings", {}).get("clouds"))
+    units = made.get("scene", {}).get("units", "auto")
+    try:
+        scene = open_scene(path, units=units, clouds=clouds, wanted=BANDS, grid=raster.grid)
+    except InputError as e:
+        raise InputError(f"--pre compares with the scene that {options.prob} was made of: {e}") from e
+    with scene, open_before(str(options.pre), scene, limits, wanted=scene.bands, units=units, clouds=clouds) as before:
+        yield before
+
+
+def _described(options: PolygonizeOptions, before: Before | None) -> AbstractContextManager[Future[dict[str, Any]]]:
+    """The inputs as the record has them, by the names of options."""
+    return inputs_of(
+        {"scene": before.scene.paths, "pre": before.earlier.paths} if before else {},
+        prob=options.prob,
+        scene=options.scene,
+        pre=options.pre,
+        dem=options.dem,
+        slope=options.slope,
+        aoi=options.aoi,
+        masks=options.masks,
+    )
 
 
 def _filters(options: PolygonizeOptions) -> dict[str, float]:

@@ -21,7 +21,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from l4s_geo import outputs, qgis, qml
-from l4s_geo.before import Before
+from l4s_geo.before import Comparison
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.paths import exists
@@ -209,12 +209,12 @@ def slope_notes(min_slope: float, scene: Scene | None) -> list[str]:
     ]
 
 
-def pre_notes(before: Before | None, action: str) -> list[str]:
+def pre_notes(compared: Comparison | None, action: str) -> list[str]:
     """What the user should know about the comparison with a scene from before."""
-    if before is None:
+    if compared is None:
         return []
     told = "are left out (--pre-action flag keeps them)" if action == "drop" else "have `no` in `new`"
-    return [*before.notes, f"--pre: landslides that were bare ground before {told}"]
+    return [*compared.notes(), f"--pre: landslides that were bare ground before {told}"]
 
 
 def vectorize(
@@ -229,7 +229,7 @@ def vectorize(
     max_hole: float,
     simplify: float,
     products: Sequence[Product] = (),
-    before: Before | None = None,
+    compared: Comparison | None = None,
     old: Old = None,
 ) -> Layers:
     """Polygons of a probability raster, which is read before this returns.
@@ -245,7 +245,7 @@ def vectorize(
         max_hole: In m2.
         simplify: In metres.
         products: Get the landslides too, as they are taken.
-        before: What to compare the scene with.
+        compared: With what was there before.
         old: As in ``scene_polygons``.
 
     Raises:
@@ -253,7 +253,7 @@ def vectorize(
     """
     grid = raster.grid
     found = scene_polygons(
-        prefetched(_blocks(raster, scene, before, threshold), depth=1),
+        prefetched(_blocks(raster, scene, compared), depth=1),
         transform=grid.transform,
         crs=grid.crs,
         threshold=threshold,
@@ -261,7 +261,7 @@ def vectorize(
         min_slope_deg=min_slope,
         max_hole_m2=max_hole,
         simplify_m=simplify,
-        old=None if before is None else old,
+        old=None if compared is None else old,
     )
 
     def landslides() -> Iterator[gpd.GeoDataFrame]:
@@ -288,13 +288,13 @@ def _reproject(layer: gpd.GeoDataFrame, grid: Grid, crs: CRS) -> gpd.GeoDataFram
     return moved
 
 
-def _blocks(raster: Layered, scene: Scene | None, before: Before | None, threshold: float) -> Iterator[Block]:
+def _blocks(raster: Layered, scene: Scene | None, compared: Comparison | None) -> Iterator[Block]:
     rows = max(16, min(STRIP, STRIP_PIXELS // raster.grid.width))
     for window in row_windows(raster.grid, rows):
         p, agreement, uncertainty = (raster.read(window, layer) for layer in LAYERS)
         terrain = {} if scene is None else _terrain(scene, window)
-        compared = (None, None) if before is None else before.contrasts(window, raster, LAYERS[0], threshold)
-        yield Block(int(window.row_off), p, agreement, uncertainty, **terrain, now=compared[0], before=compared[1])
+        now, before = (None, None) if compared is None else compared.contrasts(window)
+        yield Block(int(window.row_off), p, agreement, uncertainty, **terrain, now=now, before=before)
 
 
 def _terrain(scene: Scene, window: Window) -> dict[str, NDArray[np.float32]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import geopandas as gpd
@@ -19,12 +20,14 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as convert
 from rasterio.windows import Window
 from scipy.ndimage import gaussian_filter, map_coordinates
+from shapely.geometry import box
 
 from l4s_geo.alignment import find_shift
 from l4s_geo.batch import Job, find_jobs, map_batch
-from l4s_geo.before import Before, open_before
+from l4s_geo.before import Before, Comparison, open_before
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError, OutputError
+from l4s_geo.masks import EVERYWHERE
 from l4s_geo.novelty import NO, UNKNOWN, YES, novelty
 from l4s_geo.pipeline import map_scene
 from l4s_geo.polygonize import PolygonizeOptions, polygonize
@@ -36,6 +39,7 @@ from l4s_geo.settings import MapOptions
 from .conftest import DATA, needs_data
 from .test_pipeline import BANDS, model, options, write  # noqa: F401 (fixtures)
 from .test_resume import fail_at, often, tall, wanted  # noqa: F401 (fixtures)
+from .test_safe import CORNER, SIZE, newer, write_safe, zipped
 
 UTM, AT, SHAPE = "EPSG:32651", Affine(10, 0, 3e5, 0, -10, 2.6e6), (300, 200)
 
@@ -122,6 +126,24 @@ def test_a_scene_against_itself_has_nothing_new(after, model, tmp_path):  # noqa
     assert "is of 2018-09-11, not before the scene of 2018-09-11" in result.message
 
 
+def test_a_tight_area_of_interest_sees_the_ground_around(after, before, model, tmp_path):  # noqa: F811
+    left, top, right, bottom = NEW
+    where = gpd.GeoSeries([box(AT.c + left, AT.f - bottom, AT.c + right, AT.f - top)], crs=UTM)
+    where.to_file(tmp_path / "scar.gpkg")
+    map_scene(options(after, model, tmp_path, pre=before, aoi=str(tmp_path / "scar.gpkg")), Silent())
+    assert by_scar(tmp_path / "out.gpkg") == ["yes", None, None]
+
+
+def test_large_landslides_are_compared_too(model, tmp_path):  # noqa: F811
+    """Most of their pixels have no other ground around."""
+    large = (200, 200, 1800, 1500), (200, 1700, 1800, 2800)
+    scene = write(tmp_path / "after.tif", look(AT, SHAPE, *large), transform=AT)
+    pre = write(tmp_path / "before.tif", look(AT, SHAPE, large[1], seed=1), transform=AT)
+    chosen = options(scene, model, tmp_path, pre=str(pre), pre_action="flag", normalize="model")
+    map_scene(chosen, Silent())
+    assert gpd.read_file(tmp_path / "out.gpkg", layer="landslides").new.tolist() == ["yes", "no"]
+
+
 def test_what_was_brighter_still_is_no_scar(after, model, tmp_path):  # noqa: F811
     """Cloud and snow hide what was there."""
     image = look(AT, SHAPE, OLD, seed=1)
@@ -129,6 +151,27 @@ def test_what_was_brighter_still_is_no_scar(after, model, tmp_path):  # noqa: F8
     pre = write(tmp_path / "pre.tif", image, transform=AT)
     map_scene(options(after, model, tmp_path, pre=str(pre), pre_action="flag"), Silent())
     assert by_scar(tmp_path / "out.gpkg") == ["unknown", "no", "yes"]
+
+
+def test_a_product_as_the_scene_from_before(model, tmp_path):  # noqa: F811
+    """Zipped Level-2A with the offset of newer baselines, and cloud over one scar by its classification."""
+    rows, cols = np.mgrid[:SIZE, :SIZE] * 10.0
+    scars = [np.s_[20:50, 20:40], np.s_[20:50, 60:80], np.s_[80:100, 40:70]]
+    old, new = (ground(cols, rows) for _ in range(2))
+    for scar in scars:
+        new[scar] = 1200
+    old[scars[1]] = 1100
+    classes = np.full((SIZE // 2, SIZE // 2), 5, np.uint8)
+    classes[35:55, 15:40] = 9
+    images = {band: (old + 1000).astype(np.uint16) for band in BANDS}
+    pre = zipped(write_safe(tmp_path, newer("L2A", images=images, scl=classes)))
+    scene = write(tmp_path / "after.tif", np.stack([new] * 3), crs="EPSG:32654", transform=CORNER)
+    result = map_scene(options(scene, model, tmp_path, pre=str(pre), pre_action="flag"), Silent())
+    found = gpd.read_file(tmp_path / "out.gpkg", layer="landslides")
+    assert found.new.tolist() == ["yes", "no", "unknown"]
+    assert "--pre" in result.message
+    assert "offset of the metadata" in result.message
+    assert "shows the ground" not in result.message  # lies where it should
 
 
 @pytest.mark.parametrize("extension", ["gpkg", "geojson", "fgb", "parquet", "shp"])
@@ -175,10 +218,11 @@ def test_hokkaido_landslides_are_new_and_those_of_a_later_image_are_not():
         truth = np.where(known, (values[0] > 0.5) & (values[0] < 1.5), np.nan).astype(np.float32)
         for name, path in scenes.items():
             with open_before(path, scene, units="auto") as compared:
-                assert compared.reliable
+                assert compared.shift.peak > 10
+                mapped = Pixels(scene.grid, truth)
                 found = vectorize(
-                    Pixels(scene.grid, truth), None, scene.grid.crs, {}, threshold=0.5, min_area=1000, min_slope=0,
-                    max_hole=0, simplify=0, before=compared, old="flag",
+                    mapped, None, scene.grid.crs, {}, threshold=0.5, min_area=1000, min_slope=0,
+                    max_hole=0, simplify=0, compared=compared.comparison(mapped, LAYERS[0], 0.5), old="flag",
                 )  # fmt: skip
                 counts = next(iter(found.landslides)).new.value_counts()
                 shares[name] = counts.get("yes", 0) / (counts.get("yes", 0) + counts.get("no", 0))
@@ -254,16 +298,16 @@ def test_contrasts_do_not_depend_on_the_strip(seed, h, w, rows):
     one, other = (Image(rng.normal(500, 50, (3, h, w)).astype(np.float32), rng.random((h, w)) < 0.9) for _ in range(2))
     prob = np.where(rng.random((h, w)) < 0.1, np.nan, rng.random((h, w))).astype(np.float32)
     normalizer = Normalizer(BANDS, (500.0,) * 3, (50.0,) * 3, "asinh")
-    compared = Before(one, other, BANDS, find_shift([], 64), (normalizer, normalizer), 1.0, ())
-    raster = Pixels(one.grid, prob)
-    whole = compared.contrasts(Window(0, 0, w, h), raster, LAYERS[0], 0.8)
+    scenes = Before(one, other, EVERYWHERE, BANDS, find_shift([], 64), ())
+    compared = Comparison(scenes, Pixels(one.grid, prob), LAYERS[0], 0.8, (normalizer, normalizer), 1.0)
+    whole = compared.contrasts(Window(0, 0, w, h))
     windows = [Window(0, r, w, min(rows, h - r)) for r in range(0, h, rows)]
-    strips = [compared.contrasts(window, raster, LAYERS[0], 0.8) for window in windows]
+    strips = [compared.contrasts(window) for window in windows]
     for k in range(2):
         assert np.allclose(np.concatenate([s[k] for s in strips]), whole[k], atol=1e-5, equal_nan=True)
-    seen = one.valid & other.valid & np.isfinite(prob)
+    seen = one.valid & other.valid
     assert np.isnan(whole[0][~seen]).all()
-    assert min(h, w) < 20 or np.isfinite(whole[0]).mean() > 0.5
+    assert 2 * np.isfinite(whole[0][seen]).sum() > seen.sum() or h * w < 100
     assert np.array_equal(np.isnan(whole[0]), np.isnan(whole[1]))
 
 
@@ -273,20 +317,22 @@ def test_contrasts_do_not_depend_on_the_strip(seed, h, w, rows):
 def test_a_changed_scene_from_before_is_not_resumed(tall, model, tmp_path, often, monkeypatch):  # noqa: F811
     with rasterio.open(tall) as file:
         image = file.read()
-    pre = write(tmp_path / "pre.tif", np.minimum(image, 600))
+    pre = write(tmp_path / "pre.tif", np.where(image > 640, 500, image))
     restore = fail_at(monkeypatch, 1000, InputError("The mount is gone."))
-    monkeypatch.setattr("l4s_geo.before.sample_windows", lambda grid, *how: [Window(0, 0, 128, 128)])
     with pytest.raises(InputError, match="mount"):
         map_scene(wanted(tall, model, tmp_path, pre=str(pre)), Silent())
     restore()
-    monkeypatch.undo()
     with pytest.raises(InputError, match="option pre"):
         map_scene(wanted(tall, model, tmp_path, resume=True), Silent())
     with pytest.raises(InputError, match="option pre_action"):
         map_scene(wanted(tall, model, tmp_path, pre=str(pre), pre_action="flag", resume=True), Silent())
+    changed = pre.stat().st_mtime_ns
     os.utime(pre, ns=(1, 1))
     with pytest.raises(InputError, match=r"input .*pre\.tif"):
         map_scene(wanted(tall, model, tmp_path, pre=str(pre), resume=True), Silent())
+    os.utime(pre, ns=(changed, changed))
+    map_scene(wanted(tall, model, tmp_path, pre=str(pre), resume=True), Silent())
+    assert {*gpd.read_file(tmp_path / "out.fgb").new} == {"yes"}
 
 
 def test_a_scene_from_before_is_never_written_over(after, model, tmp_path):  # noqa: F811
@@ -319,7 +365,7 @@ def test_a_table_names_a_scene_from_before_for_each(after, before, model, tmp_pa
     [
         (["--pre", "missing.tif"], "--pre: There is no file 'missing.tif'"),
         (["--pre", "elsewhere.tif"], "does not overlap the scene"),
-        (["--pre", "infrared.tif"], "is needed to compare"),
+        (["--pre", "infrared.tif"], "comparing takes B4, B3, B2"),
         (["--pre", "empty.tif"], "no pixel that is valid"),
         (["--pre", "nameless.tif"], "It is unclear which Sentinel-2 bands"),
         (["--pre", "note.txt"], "cannot be opened as a raster"),
@@ -340,6 +386,26 @@ def test_bad_scenes_from_before_give_one_message_and_no_file(given, said, after,
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert {p.name for p in tmp_path.iterdir()} == there
+
+
+def test_polygons_again_are_compared_again(after, before, model, tmp_path):  # noqa: F811
+    prob = tmp_path / "p.tif"
+    map_scene(options(after, model, tmp_path, pre=before, pre_action="flag", prob=prob), Silent())
+    again = PolygonizeOptions(prob, tmp_path / "again.gpkg", pre=before, pre_action="flag")
+    polygonize(again, Silent())
+    first, second = (gpd.read_file(tmp_path / n, layer="landslides") for n in ("out.gpkg", "again.gpkg"))
+    assert second.new.tolist() == first.new.tolist()
+    assert json.loads((tmp_path / "again.gpkg.json").read_text())["pre"]["shift"]["taken_out"]
+    result = polygonize(replace(again, pre=None, overwrite=True), Silent())
+    assert "these polygons are not, without --pre" in result.message
+    with rasterio.open(prob, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as file:
+        file.update_tags(PROVENANCE="{}")
+    with pytest.raises(InputError, match="Give --scene too"):
+        polygonize(replace(again, overwrite=True), Silent())
+    polygonize(replace(again, scene=str(after), overwrite=True), Silent())
+    assert gpd.read_file(again.out, layer="landslides").new.tolist() == first.new.tolist()
+    with pytest.raises(InputError, match=r"was made of: There is no file 'gone.tif'"):
+        polygonize(replace(again, scene="gone.tif", overwrite=True), Silent())
 
 
 def test_names_of_bands_serve_both_scenes(after, before, model, tmp_path):  # noqa: F811

@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from l4s_geo.cli.options import FILE, emit, limit_options, picture_options, polygon_options, report_options, reporting
+from l4s_geo.cli.options import (
+    FILE,
+    emit,
+    limit_options,
+    picture_options,
+    polygon_options,
+    pre_options,
+    report_options,
+    reporting,
+)
 
 
 @click.command("polygonize")
@@ -15,6 +24,8 @@ from l4s_geo.cli.options import FILE, emit, limit_options, picture_options, poly
 @click.option("--dem", metavar="RASTER", help="Elevation in metres, for the terrain attributes.")
 @click.option("--slope", metavar="RASTER", help="Slope in degrees; derived from --dem if not given.")
 @limit_options
+@pre_options
+@click.option("--scene", metavar="SCENE", help="What PROB was made of, for --pre; as PROB says if not given.")
 @click.option("--density", type=FILE, help="Also write landslide area per km2, in cells of 1 km, as a GeoTIFF.")
 @picture_options
 @polygon_options

@@ -308,7 +308,7 @@ def _band_order(inside: Sequence[str], layers: Sequence[Layer]) -> list[str]:
 
 def _notes(layers: Sequence[Layer], native: Grid, grid: Grid) -> Iterator[str]:
     """How the rasters come onto the grid."""
-    if grid is not native:
+    if not native.same_pixels(grid):
         yield f"warped from {native.crs} to {grid.crs} at {grid.transform.a:g} m"
     if any(layer.derived for layer in layers):
         yield "slope derived from the DEM"

@@ -229,7 +229,12 @@ def _open_item(item: Item, wanted: Sequence[str] | None, given: Sequence[str], s
             )
         spectral = name in S2_BANDS
         return replace(
-            raster, path=address.shown, indexes=(image.index,), scaled=False, names=(name,), zero_is_nodata=spectral
+            raster,
+            path=address.shown,
+            indexes=(image.index,),
+            scaled=not spectral,
+            names=(name,),
+            zero_is_nodata=spectral,
         )
 
     unsigned = any(a.gdal.startswith("/vsis3/") for a in item.addresses.values()) and allow_public_buckets()
