@@ -27,8 +27,8 @@ BANDS = ("B4", "B3", "B2")
 #: Side of the windows that show how far the scenes lie apart, smaller in scenes that are, and how many are looked at.
 SIZE, MOST = 128, 64
 
-#: Peaks of the correlation from which on a shift is believed. Hokkaido before and after, snow against none, has 44 in
-#: 32 windows and 25 or more in the best of them alone; noise and other ground have 4.8 to 7.6.
+#: Peaks of the correlation from which on a shift is believed. Hokkaido before and after, snow against none, has 45 in
+#: 28 windows and up to 34 in one of them alone; noise and other ground have 4.8 to 7.6.
 PEAK = 10.0
 
 #: How much brighter a pixel may have been than it is now, in standardized units: cloud and snow are brighter than the
