@@ -30,15 +30,15 @@ from scipy.special import entr, expit, logit
 from l4s_geo.calibration import Calibration, Outcomes, fit
 from l4s_geo.data.crops import Area
 from l4s_geo.ensemble import Ensemble, choose_dtype
-from l4s_geo.evaluate import Evaluation, evaluate
+from l4s_geo.evaluation.evaluate import Evaluation, evaluate
+from l4s_geo.evaluation.objects import ObjectPairs
+from l4s_geo.evaluation.reliability import calibration_score, calibration_sums, risk_score, risk_sums
 from l4s_geo.inference import predict
 from l4s_geo.metrics import resample
 from l4s_geo.models import registry
-from l4s_geo.objects import ObjectPairs
 from l4s_geo.pipeline import MapOptions, map_scene
 from l4s_geo.polygonize import PolygonizeOptions, polygonize
 from l4s_geo.progress import Silent
-from l4s_geo.reliability import calibration_score, calibration_sums, risk_score, risk_sums
 from l4s_geo.settings import PRESETS
 from l4s_geo.tiling import Tiling
 from l4s_geo.train.calibrate import areas_of

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from l4s_geo.evaluation.reliability import BINS
 from l4s_geo.metrics import IGNORE
-from l4s_geo.reliability import BINS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,7 +147,7 @@ class Outcomes:
             counts += np.bincount(bins[chosen], minlength=len(_CENTRES))
 
     def ece(self, calibration: Calibration) -> float:
-        """Expected calibration error as in ``l4s_geo.reliability.calibration_score``."""
+        """Expected calibration error as in ``l4s_geo.evaluation.reliability.calibration_score``."""
         prob, number = calibration.apply(expit(_CENTRES)), self.counts.sum(axis=0)
         bins = np.minimum((prob * BINS).astype(np.int64), BINS - 1)
         off = np.bincount(bins, number * prob - self.counts[1], BINS)

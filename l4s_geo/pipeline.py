@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from l4s_geo import crf
-from l4s_geo.before import Before, Comparison, open_before
-from l4s_geo.command import command_line
+from l4s_geo.before.scene import Before, Comparison, open_before
+from l4s_geo.deliverables import Outputs, check_outputs
 from l4s_geo.inference import Rows
 from l4s_geo.journal import Journal, journal, stamp
 from l4s_geo.masks import Limits, nothing_left
@@ -28,26 +28,24 @@ from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer
 from l4s_geo.plan import Here, Plan, Source, computed_on, limits_for, open_for, scene_statistics
 from l4s_geo.progress import Progress
+from l4s_geo.provenance.command import command_line
+from l4s_geo.provenance.record import inputs_of, models_used, origin, versions
 from l4s_geo.raster import WorkRaster, row_windows
-from l4s_geo.record import inputs_of, models_used, origin, versions
 from l4s_geo.results import (
-    LAYERS,
     Clock,
     MapResult,
-    Outputs,
-    check_outputs,
     check_slope,
     ground_area,
     limited_cache,
     pre_notes,
     products_for,
     slope_notes,
-    vectorize,
     write_all,
 )
 from l4s_geo.scene import Scene
 from l4s_geo.settings import MapOptions, Settings, agree, decide, normalizer_for
 from l4s_geo.threads import ahead
+from l4s_geo.vectorize import LAYERS, vectorize
 
 __all__ = ["MapOptions", "MapResult", "map_scene"]
 

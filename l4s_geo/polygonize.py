@@ -18,29 +18,27 @@ from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from l4s_geo.before import BANDS, Before, open_before
-from l4s_geo.command import command_line
+from l4s_geo.before.scene import BANDS, Before, open_before
+from l4s_geo.deliverables import Outputs, check_outputs
 from l4s_geo.errors import InputError, reason
 from l4s_geo.masks import Limited, Limits, nothing_left, open_limits
 from l4s_geo.progress import Progress
-from l4s_geo.record import inputs_of, origin, versions
+from l4s_geo.provenance.command import command_line
+from l4s_geo.provenance.record import inputs_of, origin, versions
 from l4s_geo.results import (
-    LAYERS,
     Clock,
     MapResult,
-    Outputs,
-    check_outputs,
     check_slope,
     ground_area,
     limited_cache,
     pre_notes,
     products_for,
     slope_notes,
-    vectorize,
     write_all,
 )
 from l4s_geo.scene import Grid, open_scene, open_terrain
 from l4s_geo.settings import PRESETS
+from l4s_geo.vectorize import LAYERS, vectorize
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pyproj import CRS as ProjCRS
 from rasterio.crs import CRS
 
+from l4s_geo.before.novelty import NO, novelty
 from l4s_geo.components import PLACES, Keep, Strip, Totals, Tracer
 from l4s_geo.equal_area import EqualArea, each
-from l4s_geo.novelty import NO, novelty
 from l4s_geo.outlines import Floats, Geometries, Ints
 from l4s_geo.spool import Spool
 

@@ -26,7 +26,7 @@ from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.normalize import Normalizer, RobustStats
 from l4s_geo.progress import Progress
-from l4s_geo.record import origin, versions
+from l4s_geo.provenance.record import origin, versions
 from l4s_geo.results import Clock, MapResult
 from l4s_geo.settings import MapOptions, agree, calibrations_of, decide, normalizer_for
 

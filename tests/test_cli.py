@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from rasterio.transform import from_origin
 
 import l4s_geo.cli
-import l4s_geo.evaluate
+import l4s_geo.evaluation.evaluate
 import l4s_geo.pipeline
 from l4s_geo.cli import VERBS, main
 from l4s_geo.cli.options import plain
@@ -216,7 +216,7 @@ def test_rows_are_half_open(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(options)
         return SimpleNamespace(to_dict=dict, text=str)
 
-    monkeypatch.setattr(l4s_geo.evaluate, "evaluate", evaluate)
+    monkeypatch.setattr(l4s_geo.evaluation.evaluate, "evaluate", evaluate)
     assert run("evaluate", "p.tif", "t.tif", "--rows", "6400-7936").exit_code == 0
     assert seen[0]["rows"] == (6400, 7936)
     for bad in ("9-3", "5", "4-4", "a-b"):

@@ -23,7 +23,7 @@ from shapely.geometry import MultiPolygon, Point, box, shape
 
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError
-from l4s_geo.evaluate import evaluate
+from l4s_geo.evaluation.evaluate import evaluate
 from l4s_geo.metrics import Counts, confusion
 
 LABELS = Path(__file__).resolve().parents[2] / "shared" / "data" / "l4s_scenes" / "hokkaido" / "labels.tif"

@@ -10,6 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_geo.errors import InputError
+from l4s_geo.evaluation.reliability import (
+    BINS,
+    calibration_score,
+    calibration_sums,
+    reliability_curve,
+    risk_curve,
+    risk_score,
+    risk_sums,
+)
 from l4s_geo.metrics import (
     Blocked,
     Counts,
@@ -20,15 +29,6 @@ from l4s_geo.metrics import (
     harmonic_mean,
     of_counts,
     resample,
-)
-from l4s_geo.reliability import (
-    BINS,
-    calibration_score,
-    calibration_sums,
-    reliability_curve,
-    risk_curve,
-    risk_score,
-    risk_sums,
 )
 
 

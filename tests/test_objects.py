@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from l4s_geo.boundary import edge_score, edge_sums, halo
+from l4s_geo.evaluation.boundary import edge_score, edge_sums, halo
+from l4s_geo.evaluation.objects import ObjectPairs, Objects, object_numbers, object_score
 from l4s_geo.metrics import harmonic_mean
-from l4s_geo.objects import ObjectPairs, Objects, object_numbers, object_score
 
 Bools = NDArray[np.bool_]
 

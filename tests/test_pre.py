@@ -22,19 +22,19 @@ from rasterio.windows import Window
 from scipy.ndimage import gaussian_filter, map_coordinates
 from shapely.geometry import box
 
-from l4s_geo.alignment import find_shift
 from l4s_geo.batch import Job, find_jobs, map_batch
-from l4s_geo.before import Before, Comparison, open_before
+from l4s_geo.before.alignment import find_shift
+from l4s_geo.before.novelty import NO, UNKNOWN, YES, novelty
+from l4s_geo.before.scene import Before, Comparison, open_before
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.masks import EVERYWHERE
-from l4s_geo.novelty import NO, UNKNOWN, YES, novelty
 from l4s_geo.pipeline import map_scene
 from l4s_geo.polygonize import PolygonizeOptions, polygonize
 from l4s_geo.progress import Silent
-from l4s_geo.results import LAYERS, vectorize
 from l4s_geo.scene import Grid, open_scene
 from l4s_geo.settings import MapOptions
+from l4s_geo.vectorize import LAYERS, vectorize
 
 from .conftest import DATA, needs_data
 from .test_pipeline import BANDS, model, options, write  # noqa: F401 (fixtures)

@@ -24,11 +24,13 @@ from rasterio.windows import Window
 from shapely.geometry import box
 
 import l4s_geo
+from l4s_geo.deliverables import Outputs, check_outputs
 from l4s_geo.errors import OutputError
 from l4s_geo.outputs import write_vector
 from l4s_geo.raster import WorkRaster
-from l4s_geo.results import LAYERS, Clock, Layers, MapResult, Outputs, check_outputs, products_for, vectorize, write_all
+from l4s_geo.results import Clock, MapResult, products_for, write_all
 from l4s_geo.scene import Grid
+from l4s_geo.vectorize import LAYERS, Layers, vectorize
 from tests.conftest import write_raster
 
 HERE = Path(__file__).parent

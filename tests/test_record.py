@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from shapely.geometry import box
 
-from l4s_geo import record as written
 from l4s_geo.batch import Job, map_batch
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError
 from l4s_geo.models.card import CARD, Card
 from l4s_geo.pipeline import MapOptions
 from l4s_geo.progress import Silent
-from l4s_geo.recorded import read_record
+from l4s_geo.provenance import record as written
+from l4s_geo.provenance.recorded import read_record
 from tests.conftest import DATA, needs_data
 from tests.test_pipeline import model, scene, write  # noqa: F401 (fixtures)
 

@@ -27,11 +27,12 @@ from rasterio.windows import Window
 from l4s_geo import results
 from l4s_geo.cli import main
 from l4s_geo.cli.map import command as map_command
-from l4s_geo.command import command_line
+from l4s_geo.deliverables import Outputs
 from l4s_geo.errors import L4SError
 from l4s_geo.pipeline import MapOptions, map_scene
 from l4s_geo.polygonize import ProbabilityRaster
 from l4s_geo.progress import Silent
+from l4s_geo.provenance.command import command_line
 from l4s_geo.report import landslides as found_module
 from l4s_geo.report.figures import Bars, histogram
 from l4s_geo.report.frame import Frame
@@ -40,8 +41,9 @@ from l4s_geo.report.notes import warnings
 from l4s_geo.report.pictures import Stretch, decimated, relief, shown_bands
 from l4s_geo.report.product import Report
 from l4s_geo.report.quicklook import _path
-from l4s_geo.results import LAYERS, Clock, Outputs, products_for, vectorize, write_all
+from l4s_geo.results import Clock, products_for, write_all
 from l4s_geo.scene import Grid, open_scene
+from l4s_geo.vectorize import LAYERS, vectorize
 from tests.conftest import DATA, UTM, UTM_10M, needs_data, write_raster
 from tests.test_pipeline import model, options, scene  # noqa: F401
 

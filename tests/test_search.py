@@ -25,14 +25,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_geo import catalog_files
+from l4s_geo.catalogue.items import Wanted, read_item
+from l4s_geo.catalogue.places import footprint, parse_bbox, share_covered
+from l4s_geo.catalogue.search import Query, find_scenes, parse_dates, table
+from l4s_geo.catalogue.stack import build, dem_collection
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError
-from l4s_geo.items import Wanted, read_item
-from l4s_geo.places import footprint, parse_bbox, share_covered
 from l4s_geo.progress import Silent
 from l4s_geo.scene import open_scene, web
-from l4s_geo.search import Query, find_scenes, parse_dates, table
-from l4s_geo.stack import build, dem_collection
 
 from .conftest import DATA
 from .stac_server import TIFF, Api, item, serve, two_digits, write_cog, write_json

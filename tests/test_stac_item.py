@@ -30,9 +30,9 @@ from referencing import Registry, Resource
 
 from l4s_geo.cli import main
 from l4s_geo.models.card import Card
+from l4s_geo.provenance.stac_fields import footprint
+from l4s_geo.provenance.stac_model import mlm_name
 from l4s_geo.scene import Grid
-from l4s_geo.stac_fields import footprint
-from l4s_geo.stac_model import mlm_name
 from tests.test_pipeline import model, scene, write  # noqa: F401 (fixtures)
 
 Json = dict[str, Any]

@@ -21,7 +21,7 @@ from l4s_geo.adapt.report import RoundEntry
 from l4s_geo.adapt.thresholds import by_preset
 from l4s_geo.data.crops import Area, seed_of
 from l4s_geo.data.ondisk import open_area
-from l4s_geo.evaluate import evaluate
+from l4s_geo.evaluation.evaluate import evaluate
 from l4s_geo.metrics import Counts
 from l4s_geo.models.card import CARD, Card
 from l4s_geo.models.registry import Model

@@ -84,7 +84,7 @@ def map_demo_scene(out: Path, paths: dict[str, Path], progress: Progress) -> tup
     Returns:
         A text for people, and the summary: ``map`` and ``evaluation``.
     """
-    from l4s_geo.evaluate import evaluate
+    from l4s_geo.evaluation.evaluate import evaluate
     from l4s_geo.pipeline import MapOptions, map_scene
 
     options = MapOptions(

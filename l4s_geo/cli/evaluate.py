@@ -68,8 +68,8 @@ def command(
       l4s-map evaluate landslides.gpkg labels.tif
       l4s-map evaluate prob.tif labels.tif --report evaluation.html
     """  # noqa: D301 (click wants the character itself)
-    from l4s_geo.evaluate import evaluate
-    from l4s_geo.scorecard import check_target, write_curves, write_page
+    from l4s_geo.evaluation.evaluate import evaluate
+    from l4s_geo.evaluation.scorecard import check_target, write_curves, write_page
 
     with reporting(quiet, verbose):
         for path, extension in ((report, ".html"), (png, ".png")):

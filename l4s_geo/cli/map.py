@@ -25,7 +25,7 @@ from l4s_geo.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from l4s_geo.recorded import Record
+    from l4s_geo.provenance.recorded import Record
 
 
 def read(ctx: click.Context, param: click.Parameter, value: Path | None) -> Record | None:
@@ -33,7 +33,7 @@ def read(ctx: click.Context, param: click.Parameter, value: Path | None) -> Reco
     if value is None:
         return None
     with libraries():
-        from l4s_geo.recorded import read_record
+        from l4s_geo.provenance.recorded import read_record
 
     record = read_record(value)
     ctx.default_map = record.options
@@ -90,7 +90,7 @@ def command(
 
     wanted = MapOptions(**options)
     if record is not None:
-        from l4s_geo.repeat import repeated
+        from l4s_geo.provenance.repeat import repeated
 
         given = [name for name in options if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE]
         wanted = repeated(record, wanted, given)

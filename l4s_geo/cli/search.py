@@ -11,9 +11,9 @@ import click
 from l4s_geo.cli.options import FILE, Number, emit, report_options, reporting
 
 if TYPE_CHECKING:
-    from l4s_geo.catalog import Catalogue
+    from l4s_geo.catalogue.api import Catalogue
+    from l4s_geo.catalogue.search import Scene
     from l4s_geo.progress import Progress
-    from l4s_geo.search import Scene
 
 
 @click.command("search")
@@ -77,9 +77,9 @@ def command(
         raise click.UsageError("Say where: either --bbox W,S,E,N or --aoi FILE.")
     if picks and out is None:
         raise click.UsageError("--pick chooses what --out writes. Give --out too.")
-    from l4s_geo.catalog import open_catalogue
-    from l4s_geo.places import parse_bbox, read_area
-    from l4s_geo.search import Query, choose, find_scenes, parse_dates, table
+    from l4s_geo.catalogue.api import open_catalogue
+    from l4s_geo.catalogue.places import parse_bbox, read_area
+    from l4s_geo.catalogue.search import Query, choose, find_scenes, parse_dates, table
 
     area = parse_bbox(bbox) if bbox is not None else read_area(str(aoi))
     query = Query(area, parse_dates(dates) if dates else (None, None), max_cloud, collections)
@@ -128,7 +128,7 @@ def _write(
     progress: Progress,
 ) -> list[Path]:
     """Write a file for every scene, and note what is in them."""
-    from l4s_geo.stack import build, dem_collection, write_stacks
+    from l4s_geo.catalogue.stack import build, dem_collection, write_stacks
 
     collection = dem_collection(catalogue, dem)
     stacks = [build(scene, catalogue, collection, progress) for scene in scenes]

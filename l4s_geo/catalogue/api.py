@@ -14,9 +14,9 @@ from pystac_client import Client
 from pystac_client.stac_api_io import StacApiIO
 from requests import Session
 
-from l4s_geo.catalog_files import FILES, Files
+from l4s_geo.catalogue.files import FILES, Files
+from l4s_geo.catalogue.items import Box, Dates, Wanted, links_of, read_item
 from l4s_geo.errors import InputError, meant, reason
-from l4s_geo.items import Box, Dates, Wanted, links_of, read_item
 from l4s_geo.progress import Progress
 from l4s_geo.scene.web import fetch, is_web, new_session, parse_json, read_json, shown
 

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l4s_geo import boundary
-from l4s_geo.comparison import Pair, Strip, pixel_metres
-from l4s_geo.metrics import IGNORE, Blocked, Interval, ThresholdCurve
-from l4s_geo.objects import MATCHES, SIZES, ObjectPairs, Objects, object_numbers, object_score
-from l4s_geo.reliability import (
+from l4s_geo.evaluation import boundary
+from l4s_geo.evaluation.comparison import Pair, Strip, pixel_metres
+from l4s_geo.evaluation.objects import MATCHES, SIZES, ObjectPairs, Objects, object_numbers, object_score
+from l4s_geo.evaluation.reliability import (
     calibration_score,
     calibration_sums,
     reliability_curve,
@@ -23,6 +22,7 @@ from l4s_geo.reliability import (
     risk_score,
     risk_sums,
 )
+from l4s_geo.metrics import IGNORE, Blocked, Interval, ThresholdCurve
 
 Floats = NDArray[np.float64]
 

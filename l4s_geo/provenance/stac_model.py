@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
-from l4s_geo.stac_fields import FIRST, NEVER, href, multihash
+from l4s_geo.provenance.stac_fields import FIRST, NEVER, href, multihash
 from l4s_geo.tiling import PATCH
 
 if TYPE_CHECKING:

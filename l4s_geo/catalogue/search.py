@@ -12,10 +12,10 @@ from typing import Any
 import pystac
 from shapely.geometry.base import BaseGeometry
 
-from l4s_geo.catalog import Catalogue
+from l4s_geo.catalogue.api import Catalogue
+from l4s_geo.catalogue.items import Dates, Wanted, cloud_cover
+from l4s_geo.catalogue.places import boxes_of, footprint, share_covered
 from l4s_geo.errors import InputError
-from l4s_geo.items import Dates, Wanted, cloud_cover
-from l4s_geo.places import boxes_of, footprint, share_covered
 from l4s_geo.progress import Progress
 from l4s_geo.scene.assets import find_images
 from l4s_geo.scene.stac import item_baseline, item_level

@@ -13,16 +13,16 @@ import pystac
 import shapely
 from shapely.geometry.base import BaseGeometry
 
-from l4s_geo.catalog import Catalogue
+from l4s_geo.catalogue.api import Catalogue
+from l4s_geo.catalogue.items import Wanted
+from l4s_geo.catalogue.places import boxes_of, footprint, share_covered
+from l4s_geo.catalogue.search import Scene
 from l4s_geo.errors import InputError, L4SError
-from l4s_geo.items import Wanted
 from l4s_geo.outputs import write_provenance, writing
-from l4s_geo.places import boxes_of, footprint, share_covered
 from l4s_geo.progress import Progress
 from l4s_geo.scene.assets import find_elevation, find_images
 from l4s_geo.scene.stac import TILES, file_name
 from l4s_geo.scene.web import Address, resolve
-from l4s_geo.search import Scene
 
 #: Collections of elevation, the best first: Copernicus GLO-30, then ALOS World 3D, both of about 30 m.
 DEM_COLLECTIONS = (r"cop(ernicus)?[-_]?dem[-_](glo[-_]?)?30(m?$|[-_]dged.*)", r"alos[-_]?(world[-_]?3d|dem|aw3d30).*")

@@ -12,8 +12,8 @@ from typing import Any
 import pystac
 from requests import Session
 
+from l4s_geo.catalogue.items import DEFECTS, Wanted, aware, bbox_parts, links_of, read_item
 from l4s_geo.errors import InputError
-from l4s_geo.items import DEFECTS, Wanted, aware, bbox_parts, links_of, read_item
 from l4s_geo.progress import Progress
 from l4s_geo.scene.web import read_json
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from l4s_geo.deliverables import Outputs
 from l4s_geo.errors import InputError, reason
 from l4s_geo.models import registry
 from l4s_geo.models.card import CARD
 from l4s_geo.normalize import NAMED
 from l4s_geo.paths import is_remote
-from l4s_geo.record import FORMAT
-from l4s_geo.results import Outputs
+from l4s_geo.provenance.record import FORMAT
 from l4s_geo.settings import MapOptions
 
 #: Bytes of a record at most: far more than any has.

@@ -14,8 +14,8 @@ import rasterio
 import shapely
 from rasterio.crs import CRS
 
+from l4s_geo.provenance.record import fingerprint
 from l4s_geo.raster import row_windows
-from l4s_geo.record import fingerprint
 from l4s_geo.scene import Grid
 from l4s_geo.scene.grid import WGS84, convert
 

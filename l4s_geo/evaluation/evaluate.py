@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import rasterio
 
-from l4s_geo.boundary import TOLERANCE
-from l4s_geo.comparison import Pair, describe
-from l4s_geo.details import Details, Tally, or_none
 from l4s_geo.errors import InputError
+from l4s_geo.evaluation.boundary import TOLERANCE
+from l4s_geo.evaluation.comparison import Pair, describe
+from l4s_geo.evaluation.details import Details, Tally, or_none
 from l4s_geo.metrics import IGNORE, Counts, Interval, block_counts, of_counts, resample
 from l4s_geo.scene import Grid
 from l4s_geo.scene.raster import GDAL_OPTIONS

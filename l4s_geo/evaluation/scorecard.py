@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from l4s_geo.details import BETAS, DOUBTS, SIZE_NAMES, Details, number
 from l4s_geo.errors import OutputError
-from l4s_geo.evaluate import Evaluation
+from l4s_geo.evaluation.details import BETAS, DOUBTS, SIZE_NAMES, Details, number
+from l4s_geo.evaluation.evaluate import Evaluation
 from l4s_geo.outputs import atomic, check_output, writing
 from l4s_geo.report.html import document
 

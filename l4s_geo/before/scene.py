@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
-from l4s_geo.alignment import Pair, Shift, find_shift
+from l4s_geo.before.alignment import Pair, Shift, find_shift
+from l4s_geo.before.novelty import RADIUS, local_contrast
 from l4s_geo.errors import InputError
 from l4s_geo.masks import EVERYWHERE, Limits
 from l4s_geo.normalize import Normalizer, RobustStats
-from l4s_geo.novelty import RADIUS, local_contrast
 from l4s_geo.raster import Layered, row_windows, sample_windows
 from l4s_geo.scene import Grid, Scene, open_scene
 from l4s_geo.scene.warp import Pixels, clip

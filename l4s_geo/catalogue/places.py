@@ -13,8 +13,8 @@ from shapely import Geometry
 from shapely.geometry import shape
 from shapely.geometry.base import BaseGeometry
 
+from l4s_geo.catalogue.items import DEFECTS, Box
 from l4s_geo.errors import InputError
-from l4s_geo.items import DEFECTS, Box
 from l4s_geo.scene.grid import WGS84
 from l4s_geo.vector import read_polygons
 

@@ -18,9 +18,9 @@ from rasterio.crs import CRS
 
 from l4s_geo import outputs
 from l4s_geo.outputs import model_path, record_path
+from l4s_geo.provenance.stac_fields import crs_code, file_fields, footprint, href, multihash, raster_fields, times
+from l4s_geo.provenance.stac_model import mlm_name, model_item
 from l4s_geo.scene import Grid
-from l4s_geo.stac_fields import crs_code, file_fields, footprint, href, multihash, raster_fields, times
-from l4s_geo.stac_model import mlm_name, model_item
 
 if TYPE_CHECKING:
     import pystac

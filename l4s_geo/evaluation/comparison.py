@@ -93,7 +93,7 @@ class Pair:
         aoi: str | Path | None = None,
         exclude: str | Path | None = None,
     ) -> Pair:
-        """Open both; arguments as in ``l4s_geo.evaluate.evaluate``.
+        """Open both; arguments as in ``l4s_geo.evaluation.evaluate.evaluate``.
 
         Raises:
             InputError: A file is missing or unreadable, a CRS is missing, or the inputs do not overlap.

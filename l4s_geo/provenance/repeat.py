@@ -15,8 +15,8 @@ from l4s_geo.models.card import CARD, sha256
 from l4s_geo.normalize import Normalizer
 from l4s_geo.paths import is_remote
 from l4s_geo.plan import computed_on
-from l4s_geo.record import files_of, fingerprint, input_files, versions
-from l4s_geo.recorded import QUIET, Record, leads_somewhere, versions_then, words_of
+from l4s_geo.provenance.record import files_of, fingerprint, input_files, versions
+from l4s_geo.provenance.recorded import QUIET, Record, leads_somewhere, versions_then, words_of
 from l4s_geo.scene.source import select
 from l4s_geo.settings import Decided, MapOptions, Preset, Settings
 from l4s_geo.tiling import PATCH

@@ -1,0 +1,1 @@
+"""Comparison with a scene from before the event."""

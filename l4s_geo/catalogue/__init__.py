@@ -1,0 +1,1 @@
+"""STAC catalogues: scenes in them, and the items that `search` builds of what it has found."""

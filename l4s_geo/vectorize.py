@@ -1,0 +1,147 @@
+"""Probability raster to layers of polygons, strip by strip, with terrain and what was there before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import geopandas as gpd
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from l4s_geo.before.scene import Comparison
+from l4s_geo.polygons import Block, Old, scene_polygons
+from l4s_geo.raster import STRIP, Layered, row_windows
+from l4s_geo.scene import Grid, Scene
+from l4s_geo.scene.terrain import aspect_degrees
+from l4s_geo.threads import prefetched
+
+#: Pixels of a strip at most: the terrain of a strip takes a hundred bytes a pixel while it is made.
+STRIP_PIXELS = 1 << 19
+
+#: Bands of a probability raster.
+LAYERS = ("probability", "agreement", "uncertainty")
+
+
+class Product(Protocol):
+    """A file beside the polygons that is made of them."""
+
+    def add(self, part: gpd.GeoDataFrame) -> None:
+        """Take a part of the landslides, in the CRS of the raster."""
+
+    def write(self, record: Mapping[str, Any], summary: Mapping[str, Any], until: ExitStack) -> None:
+        """Write the file from all parts, the provenance and what is said at the end.
+
+        It appears when ``until`` is closed.
+        """
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Vector layers of a result, in parts that can be taken once, and the share of pixels that were seen."""
+
+    landslides: Iterable[gpd.GeoDataFrame]
+    not_seen: Iterable[gpd.GeoDataFrame]
+    seen_share: float
+
+
+def vectorize(
+    raster: Layered,
+    scene: Scene | None,
+    crs: CRS,
+    origin: Mapping[str, str | None],
+    *,
+    threshold: float,
+    min_area: float,
+    min_slope: float,
+    max_hole: float,
+    simplify: float,
+    products: Sequence[Product] = (),
+    compared: Comparison | None = None,
+    old: Old = None,
+) -> Layers:
+    """Polygons of a probability raster, which is read before this returns.
+
+    Args:
+        raster: Of probabilities.
+        scene: Gives the terrain attributes where it has terrain.
+        crs: Of the polygons.
+        origin: Attributes that all landslides share.
+        threshold: As all below in ``landslide_polygons``.
+        min_area: In m2.
+        min_slope: In degrees.
+        max_hole: In m2.
+        simplify: In metres.
+        products: Get the landslides too, as they are taken.
+        compared: With what was there before.
+        old: As in ``scene_polygons``.
+
+    Raises:
+        OutputError: The disk is full.
+    """
+    grid = raster.grid
+    found = scene_polygons(
+        prefetched(_blocks(raster, scene, compared), depth=1),
+        transform=grid.transform,
+        crs=grid.crs,
+        threshold=threshold,
+        min_area_m2=min_area,
+        min_slope_deg=min_slope,
+        max_hole_m2=max_hole,
+        simplify_m=simplify,
+        old=None if compared is None else old,
+    )
+
+    def landslides() -> Iterator[gpd.GeoDataFrame]:
+        for part in found.landslides:
+            for product in products:
+                product.add(part)
+            yield _reproject(part, grid, crs).assign(**origin)
+
+    return Layers(
+        landslides(),
+        (_reproject(part, grid, crs) for part in found.not_seen),
+        found.seen / (grid.width * grid.height),
+    )
+
+
+def _reproject(layer: gpd.GeoDataFrame, grid: Grid, crs: CRS) -> gpd.GeoDataFrame:
+    """Polygons in another CRS; across the date line longitudes go on beyond 180, else they would span the globe."""
+    if crs == grid.crs:
+        return layer
+    moved = layer.to_crs(crs.to_wkt())
+    if crs.is_geographic and np.ptp(grid.lattice(crs)[0]) > 180:
+        beyond = shapely.transform(moved.geometry.values, lambda xy: xy + (xy[:, :1] < 0) * [360, 0])
+        moved = moved.set_geometry(gpd.GeoSeries(beyond, index=moved.index, crs=moved.crs))
+    return moved
+
+
+def _blocks(raster: Layered, scene: Scene | None, compared: Comparison | None) -> Iterator[Block]:
+    rows = max(16, min(STRIP, STRIP_PIXELS // raster.grid.width))
+    for window in row_windows(raster.grid, rows):
+        p, agreement, uncertainty = (raster.read(window, layer) for layer in LAYERS)
+        terrain = {} if scene is None else _terrain(scene, window)
+        now, before = (None, None) if compared is None else compared.contrasts(window)
+        yield Block(int(window.row_off), p, agreement, uncertainty, **terrain, now=now, before=before)
+
+
+def _terrain(scene: Scene, window: Window) -> dict[str, NDArray[np.float32]]:
+    """Elevation, slope and aspect of a strip, NaN where unknown; a row more on each side for the aspect."""
+    bands = [b for b in ("dem", "slope") if b in scene.bands]
+    if not bands:
+        return {}
+    top = max(0, int(window.row_off) - 1)
+    bottom = min(scene.grid.height, int(window.row_off + window.height) + 1)
+    outer = Window(0, top, scene.grid.width, bottom - top)
+    x, valid = scene.read(outer, bands)
+    layers = dict(zip(bands, np.where(valid, x, np.float32(np.nan)), strict=True))
+    if "dem" in layers:
+        layers["aspect"] = aspect_degrees(x[0], valid, scene.grid.part(outer))
+    first = int(window.row_off) - top
+    inner = np.s_[first : first + int(window.height)]
+    return {name: layer[inner] for name, layer in layers.items()}
