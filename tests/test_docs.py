@@ -130,6 +130,12 @@ def test_options_of_the_verbs_for_mapping_are_documented(verb: str) -> None:
     assert [names for names in unsaid if names[0] not in ("--seed", "--quiet", "--verbose", "--threads")] == []
 
 
+def test_figures_on_the_front_page_are_those_of_the_full_table() -> None:
+    rows = [line for line in content(ROOT / "README.md").splitlines() if re.search(r"\| A \|", line)]
+    assert len(rows) > 8
+    assert {*rows} <= {*content(ROOT / "docs" / "accuracy.md").splitlines()}
+
+
 def test_names_of_the_api_can_be_imported_and_explain_themselves() -> None:
     names = re.findall(r"^\| `(l4s_geo[\w.]*)\.(\w+)` \|", API.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(names) > 30
