@@ -26,7 +26,7 @@ HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 
 #: Options of other programs that the pages name, and whole commands of those that have many.
-FOREIGN = {"--nproc-per-node", "--standalone", "--inplace"}
+FOREIGN = {"--nproc-per-node", "--standalone", "--noversioncheck"}
 SCRIPT = re.compile(r"python3? examples/[^\n`]*")
 
 
@@ -119,7 +119,7 @@ def test_commands_use_options_of_their_verb(page: Path) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("verb", ["map", "check", "polygonize", "evaluate", "batch", "adapt"])
+@pytest.mark.parametrize("verb", ["map", "search", "check", "polygonize", "evaluate", "batch", "adapt"])
 def test_options_of_the_verbs_for_mapping_are_documented(verb: str) -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     command = main.get_command(click.Context(main), verb)
