@@ -74,7 +74,7 @@ ATTRIBUTES = (
     Attribute("prob_mean", "Mean probability (0 to 1)", 2),
     Attribute("prob_max", "Highest probability (0 to 1)", 2),
     Attribute("agreement", "Share of networks that agree (0 to 1)", 2),
-    Attribute("uncertainty", "Uncertainty (0: networks say the same)", 3),
+    Attribute("uncertainty", "Uncertainty (0: sure)", 3),
     Attribute("elev_min", "Lowest elevation (m)", 0),
     Attribute("elev_max", "Highest elevation (m)", 0),
     Attribute("relief_m", "Difference of elevation (m)", 0),
