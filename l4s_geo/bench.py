@@ -7,8 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +27,7 @@ from l4s_geo.models import registry
 from l4s_geo.outputs import writing
 from l4s_geo.plan import Plan, open_for, scene_statistics
 from l4s_geo.progress import Progress
+from l4s_geo.provenance.command import words
 from l4s_geo.results import limited_cache
 from l4s_geo.settings import MapOptions, agree, decide, normalizer_for
 from l4s_geo.threads import ahead
@@ -169,7 +170,7 @@ def run_command(options: MapOptions) -> tuple[float, dict[str, float], dict[str,
     Raises:
         L4SError: It failed.
     """
-    command = [sys.executable, "-m", "l4s_geo", "map", *_words(options), "--json", "-q"]
+    command = [sys.executable, "-m", "l4s_geo", "map", *words("scene", options), "--overwrite", "--json", "-q"]
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wall = time.perf_counter() - started
@@ -178,23 +179,6 @@ def run_command(options: MapOptions) -> tuple[float, dict[str, float], dict[str,
     summary = json.loads(done.stdout)
     stages = {name: seconds for name, seconds in summary["seconds"].items() if name != "total"}
     return wall, stages, summary["memory_mb"]
-
-
-def _words(options: MapOptions) -> Iterator[str]:
-    """The options as a person would type them."""
-    yield options.scene
-    for name, value in asdict(options).items():
-        flag = "--" + {"models": "model"}.get(name, name).replace("_", "-")
-        if name == "scene" or value is None or value is False:
-            if name in ("tta", "crf", "scl") and value is False:
-                yield f"--no-{name}"
-        elif value is True:
-            yield flag
-        elif name == "bands":
-            yield from (flag, ",".join(value))
-        else:
-            for one in value if isinstance(value, tuple) else (value,):
-                yield from (flag, str(one))
 
 
 def write_large(path: Path, width: int, height: int, progress: Progress) -> Path:

@@ -50,7 +50,20 @@ class Calibration:
 
     def __call__(self, prob: Tensor) -> Tensor:
         """Calibrated probabilities of a tensor; NaN stays NaN."""
-        return prob if self == Calibration() else (prob.logit() * self.slope + self.intercept).sigmoid()
+        if self == Calibration():
+            return prob
+        if prob.device.type == "cpu":
+            # torch computes the last values of a tensor in another way than the others, so that they would depend on
+            # where rows are cut; numpy does not
+            return prob.new_tensor(self._by_odds(np.ascontiguousarray(prob.numpy())))
+        return (prob.logit() * self.slope + self.intercept).sigmoid()
+
+    def _by_odds(self, prob: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same with the fast functions of numpy: the odds against, to the power of the slope."""
+        with np.errstate(divide="ignore", over="ignore"):
+            against = np.exp(np.log((1 - prob) / prob) * np.float32(self.slope) - np.float32(self.intercept))
+            calibrated: NDArray[np.float32] = 1 / (1 + against)
+        return calibrated
 
     def apply(self, prob: Any) -> Any:
         """The same of an array or a number."""

@@ -19,6 +19,11 @@ def exists(path: str | Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 (Path.exists raises an OSError for such names)
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; False also for what is too long to be a name."""
+    return os.path.isfile(path)  # noqa: PTH113 (as above)
+
+
 def check_input(path: str | Path) -> None:
     """Check that an input can be read from any place in it, and more than once.
 

@@ -581,7 +581,7 @@ REFUSED = {
     "no rounds": (["--method", "flat.toml"], "no rounds"),
     "bad field": (["--method", "field.toml"], "passes"),
     "truths": (["--truth", "hill/labels.tif", "--truth", "hill/labels.tif"], "1 scenes and 2 --truth"),
-    "truth missing": (["--truth", "none.tif"], "There is no file none.tif"),
+    "truth missing": (["--truth", "none.tif"], "There is no file 'none.tif'"),
     "truth elsewhere": (["--truth", "away.gpkg"], "Nothing to compare"),
     "bands": (["--bands", "B4,B3,B8"], "B2"),
     "model": (["--model", "none"], "Unknown model 'none'"),

@@ -201,7 +201,7 @@ def test_bad_input_is_refused_and_nothing_touched(case: str, place: Path) -> Non
         (("--out", "o.gpkg"), ("o.gpkg exists", "--overwrite")),
         (("--out", "new.gpkg", "--prob", "p.tif"), ("p.tif exists", "--overwrite")),
         (("--out", "new.gpkg", "--prob", "p.png"), ("p.png", "no format", ".tif")),
-        (("--out", "new.gpkg", "--prob", "new.gpkg"), ("--out and --prob are both new.gpkg",)),
+        (("--out", "new.gpkg", "--prob", "new.gpkg"), ("new.gpkg", "no format", ".tif")),
         (("--out", "new.gpkg", "--prob", "s.tif", "--overwrite"), ("s.tif is an input",)),
         (("--out", "new.gpkg", "--prob", "dem.tif", "--dem", "dem.tif", "--overwrite"), ("dem.tif is an input",)),
         (("--out", "taken.gpkg"), ("taken.gpkg.json is a folder",)),

@@ -329,3 +329,13 @@ def test_uncertainty_of_a_landslide_is_that_of_its_surest_pixel(place: Path) -> 
         assert row.uncertainty == pytest.approx(1 - sure, abs=1e-6)
     assert found.uncertainty.between(0, 1).all()
     assert np.ptp(found.uncertainty) > 0.01
+
+
+@given(st.integers(1, 400), st.integers(1, 97))
+def test_a_value_does_not_depend_on_where_rows_are_cut(size, first):
+    """Resumed runs and clusters cut rows elsewhere, and give the same bytes."""
+    prob = torch.from_numpy(np.random.default_rng(size).random(size + first, np.float32))
+    calibration = Calibration(0.6, -0.9)
+    whole = calibration(prob)
+    assert torch.equal(whole[first:], calibration(prob[first:].clone()))
+    assert np.allclose(whole, calibration.apply(prob.numpy().astype(np.float64)), atol=1e-6)

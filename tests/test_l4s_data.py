@@ -51,6 +51,7 @@ def refused(done: Result, *said: str) -> None:
 def raw(seed: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Whole numbers in all 14 bands; the land is flat in places, and below the sea."""
     image = np.random.default_rng(seed).integers(1, 4000, (14, 128, 128)).astype(np.float32)
+    image[12] %= 90  # degrees
     image[12, :64] = 0
     image[13] -= 100
     return image

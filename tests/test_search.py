@@ -24,7 +24,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l4s_geo import catalog_files
+from l4s_geo.catalogue import files as catalog_files
 from l4s_geo.catalogue.items import Wanted, read_item
 from l4s_geo.catalogue.places import footprint, parse_bbox, share_covered
 from l4s_geo.catalogue.search import Query, find_scenes, parse_dates, table
@@ -287,7 +287,7 @@ def test_a_catalogue_from_the_web_does_not_lead_to_local_files(tmp_path: Path) -
         (["--bbox", AREA, "--max-cloud", "200"], "200"),
         (["--bbox", AREA, "--aoi", "x.gpkg"], "either --bbox"),
         ([], "either --bbox"),
-        (["--aoi", "nothing.gpkg"], "no file nothing.gpkg"),
+        (["--aoi", "nothing.gpkg"], "no file 'nothing.gpkg'"),
         (["--bbox", AREA, "--pick", "1"], "Give --out too"),
         (["--bbox", AREA, "--out", "x.gpkg"], "several into a folder"),
         (["--bbox", AREA, "--out", "nowhere/x.json"], "no folder"),

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -276,12 +277,21 @@ def reporting(quiet: bool, verbose: bool) -> Iterator[Progress]:
     logging.basicConfig(format="%(name)s: %(message)s", level=level)
     logging.getLogger("l4s_geo").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.captureWarnings(True)
+    # GDAL repeats bytes of damaged files, at which rasterio prints an error where it cannot raise one
+    hooks = sys.excepthook, sys.unraisablehook
+    sys.excepthook = sys.unraisablehook = _unheard
     progress = make_progress(quiet)
     try:
         yield progress
     finally:
         progress.finish()
         logging.captureWarnings(False)
+        sys.excepthook, sys.unraisablehook = hooks
+
+
+def _unheard(*error: object) -> None:
+    """What goes wrong where nothing can be raised is said by what comes of it."""
+    logging.getLogger("l4s_geo").info("%s", error)
 
 
 def plain(value: Any) -> Any:

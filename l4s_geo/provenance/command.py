@@ -23,11 +23,15 @@ def command_line(verb: str, argument: str, options: Any) -> str:
         argument: Field that is given without a name.
         options: Dataclass whose fields have the names of the options; those that are as they would be are left out.
     """
-    words = ["l4s-map", verb, str(getattr(options, argument))]
+    return shlex.join(["l4s-map", verb, *words(argument, options)])
+
+
+def words(argument: str, options: Any) -> Iterator[str]:
+    """What follows the verb, word by word; arguments as in ``command_line``."""
+    yield str(getattr(options, argument))
     for field in fields(options):
         if field.name not in (argument, *PASSING):
-            words.extend(_option(field, getattr(options, field.name)))
-    return shlex.join(words)
+            yield from _option(field, getattr(options, field.name))
 
 
 def _option(field: Field[Any], value: Any) -> Iterator[str]:

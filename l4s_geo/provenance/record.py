@@ -19,6 +19,7 @@ from rasterio.errors import RasterioError
 from l4s_geo import __version__
 from l4s_geo.models.card import CARD, sha256
 from l4s_geo.models.registry import Model
+from l4s_geo.paths import is_file
 
 #: Of what is written here; one that cannot be read as this one is gets another number.
 FORMAT = 1
@@ -139,7 +140,7 @@ def _parts(path: Path) -> Iterator[Path]:
     """Files that belong to this one."""
     suffix = path.suffix.lower()
     beside = [path.with_suffix(end) for end in BESIDE.get(suffix, ())] + [path.with_name(f"{path.name}.msk")]
-    yield from (p for p in beside if p.is_file())
+    yield from (p for p in beside if is_file(p))
     if suffix == ".vrt":
         try:
             with rasterio.open(path) as raster:
