@@ -58,6 +58,15 @@ def plain(**more: str) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in own} | {"QT_QPA_PLATFORM": "offscreen"} | more
 
 
+def in_qgis(words: Sequence[str | Path], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a program of QGIS; once more where QGIS itself crashes, as Debian's now and then does in its Python."""
+    for _ in range(3):
+        done = subprocess.run(words, env=env, capture_output=True, encoding="utf-8", timeout=300, check=False)
+        if done.returncode >= 0:
+            break
+    return done
+
+
 @pytest.fixture(scope="module")
 def qgis_python() -> Path:
     """A Python that can import QGIS, which is never the one of the tests."""
@@ -86,14 +95,7 @@ def ask(qgis_python: Path, home: dict[str, str]) -> Ask:
     def answers(script: str, *args: Path, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         path = Path(home["HOME"]) / "requests.json"
         path.write_text(json.dumps(requests))
-        done = subprocess.run(
-            [qgis_python, HERE / script, *args, path],
-            env=home,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=300,
-            check=False,
-        )
+        done = in_qgis([qgis_python, HERE / script, *args, path], home)
         assert done.returncode == 0, done.stderr
         found: list[dict[str, Any]] = json.loads(done.stdout)
         return found
@@ -340,8 +342,7 @@ def test_the_script_maps_a_scene_by_the_command(
     env = home | {"PYTHONPATH": str(tmp_path / "other"), "GDAL_DRIVER_PATH": str(tmp_path / "other")}
 
     def process(*args: str) -> subprocess.CompletedProcess[str]:
-        words = [program, args[0], "script:l4smap", *args[1:]]
-        return subprocess.run(words, env=env, capture_output=True, encoding="utf-8", timeout=300, check=False)
+        return in_qgis([program, args[0], "script:l4smap", *args[1:]], env)
 
     said = process("help").stdout
     assert "Outlines the landslides" in said
