@@ -7,12 +7,16 @@ import json
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from l4s_geo.errors import OutputError, reason
 
 if TYPE_CHECKING:
     from l4s_geo.progress import Progress
@@ -278,10 +282,31 @@ def reporting(quiet: bool, verbose: bool) -> Iterator[Progress]:
     logging.captureWarnings(True)
     progress = make_progress(quiet)
     try:
-        yield progress
+        with _no_undecodable():
+            yield progress
     finally:
         progress.finish()
         logging.captureWarnings(False)
+
+
+@contextmanager
+def _no_undecodable() -> Iterator[None]:
+    """Leave out what rasterio prints where a message of GDAL quotes a damaged file that is not in UTF-8."""
+    shown, unraisable = sys.excepthook, sys.unraisablehook
+
+    def show(kind: type[BaseException], e: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, UnicodeDecodeError):
+            shown(kind, e, trace)
+
+    def show_unraisable(what: sys.UnraisableHookArgs) -> None:
+        if not issubclass(what.exc_type, UnicodeDecodeError):
+            unraisable(what)
+
+    sys.excepthook, sys.unraisablehook = show, show_unraisable
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = shown, unraisable
 
 
 def plain(value: Any) -> Any:
@@ -298,5 +323,17 @@ def plain(value: Any) -> Any:
 
 
 def emit(summary: Mapping[str, Any], text: str, as_json: bool) -> None:
-    """Print the result: one JSON object for programs, or a text for people."""
-    click.echo(json.dumps(plain(summary)) if as_json else text)
+    """Print the result: one JSON object for programs, or a text for people.
+
+    Raises:
+        OutputError: There is no room for it.
+    """
+    try:
+        click.echo(json.dumps(plain(summary)) if as_json else text)
+    except BrokenPipeError:  # who reads it has seen enough
+        raise
+    except OSError as e:
+        raise OutputError(
+            f"The result cannot be printed: {reason(e)}. Everything else is done, and files that were asked for are "
+            "complete."
+        ) from e

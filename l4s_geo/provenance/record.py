@@ -19,6 +19,7 @@ from rasterio.errors import RasterioError
 from l4s_geo import __version__
 from l4s_geo.models.card import CARD, sha256
 from l4s_geo.models.registry import Model
+from l4s_geo.paths import is_file
 
 #: Of what is written here; one that cannot be read as this one is gets another number.
 FORMAT = 1
@@ -130,7 +131,7 @@ def files_of(paths: Iterable[str]) -> list[Path]:
         path = Path(word)
         if path.is_dir():
             found |= dict.fromkeys(p for p in sorted(path.rglob("*")) if p.is_file())
-        elif path.is_file():
+        elif is_file(path):
             found |= dict.fromkeys([path, *_parts(path)])
     return [*found]
 
@@ -139,14 +140,14 @@ def _parts(path: Path) -> Iterator[Path]:
     """Files that belong to this one."""
     suffix = path.suffix.lower()
     beside = [path.with_suffix(end) for end in BESIDE.get(suffix, ())] + [path.with_name(f"{path.name}.msk")]
-    yield from (p for p in beside if p.is_file())
+    yield from (p for p in beside if is_file(p))
     if suffix == ".vrt":
         try:
             with rasterio.open(path) as raster:
                 sources = [Path(p) for p in raster.files]
         except RasterioError:  # whoever maps it says what is wrong
             sources = []
-        yield from (p for p in sources if p != path and p.is_file() and not p.name.endswith((".ovr", ".aux.xml")))
+        yield from (p for p in sources if p != path and is_file(p) and not p.name.endswith((".ovr", ".aux.xml")))
 
 
 def fingerprint(path: Path, stop: threading.Event | None = None) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from l4s_geo.errors import InputError
+from l4s_geo.paths import is_file
 from l4s_geo.scene.assets import Image, find_images, stated
 from l4s_geo.scene.safe import BASELINE, IMAGE, WITH_OFFSET, find_date, find_level
 from l4s_geo.scene.web import (
@@ -123,7 +124,7 @@ def _read_web(url: str) -> tuple[str, bytes] | None:
 
 def _read_local(path: str) -> tuple[str, bytes] | None:
     file = Path(path)
-    return (path, read_file(file)) if file.is_file() and begins_like_json(file) else None
+    return (path, read_file(file)) if is_file(file) and begins_like_json(file) else None
 
 
 def from_json(found: Any, base: str, source: str) -> Item:
