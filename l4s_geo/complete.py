@@ -45,7 +45,7 @@ def check_shapefile(path: Path, rows: int) -> None:
             raise _cut_off()
     table = path.with_suffix(".dbf")
     there, first, width = struct.unpack_from("<IHH", _head(table), 4)
-    if there < rows or table.stat().st_size < first + rows * width:
+    if there < rows or not width or table.stat().st_size < first + rows * width:
         raise _cut_off()
 
 

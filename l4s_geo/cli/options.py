@@ -328,8 +328,10 @@ def emit(summary: Mapping[str, Any], text: str, as_json: bool) -> None:
     Raises:
         OutputError: There is no room for it.
     """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = json.dumps(plain(summary)) if as_json else text.encode(encoding, "backslashreplace").decode(encoding)
     try:
-        click.echo(json.dumps(plain(summary)) if as_json else text)
+        click.echo(shown)
     except BrokenPipeError:  # who reads it has seen enough
         raise
     except OSError as e:
