@@ -20,7 +20,7 @@ def exists(path: str | Path) -> bool:
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is such a file; False also for what is too long to be a name, or in a folder that is closed."""
+    """Whether there is such a file; False also for what is too long to be a name."""
     return os.path.isfile(path)  # noqa: PTH113 (as above)
 
 
