@@ -80,6 +80,7 @@ def check_outputs(
     for path, what in wanted.beside().items():
         if path.is_dir():
             raise OutputError(f"{path} is a folder where {what} goes. Rename it, or give another name.")
+        outputs.check_replaceable(path)
         same = [option for option, p in asked.items() if p.absolute() == path.absolute()]
         if same:
             raise OutputError(f"{same[0]} is {path}, where {what} goes. Give it another name.")

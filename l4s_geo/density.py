@@ -10,9 +10,9 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
-import rasterio
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from l4s_geo.outputs import atomic, writing
@@ -74,10 +74,13 @@ class Density:
             "transform": grid.transform * Affine.scale(self._cols, self._rows),
             "compress": "deflate",
         }
-        with writing(self.path), rasterio.open(until.enter_context(atomic(self.path)), "w", **profile) as file:
-            file.write(values, 1)
-            file.descriptions = (NAME,)
-            file.update_tags(PROVENANCE=json.dumps(record))
+        # small, and GDAL says nothing where it cannot write the end of a file
+        with MemoryFile() as made, writing(self.path):
+            with made.open(**profile) as file:
+                file.write(values, 1)
+                file.descriptions = (NAME,)
+                file.update_tags(PROVENANCE=json.dumps(record))
+            until.enter_context(atomic(self.path)).write_bytes(made.read())
 
     def _seen(self, window: Window) -> NDArray[np.bool_]:
         return ~np.isnan(self._raster.read(window, self._layer))

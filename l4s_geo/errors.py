@@ -27,7 +27,12 @@ class OutputError(L4SError):
 
 def reason(error: BaseException) -> str:
     """What went wrong in a library, on one line: its error's cause where the error itself only points there."""
-    return " ".join(str(error.__cause__ or error).split()).rstrip(". ")
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError) and cause.strerror:  # without its number
+        text = cause.strerror if cause.filename is None else f"{cause.strerror} ({cause.filename})"
+    else:
+        text = str(cause)
+    return " ".join(text.split()).rstrip(". ")
 
 
 def meant(name: object, known: Iterable[str]) -> str:

@@ -79,7 +79,7 @@ def journal(out: Path, asked: Mapping[str, Any], *, resume: bool = False, overwr
         try:
             yield notes
         except BaseException as e:
-            if notes.begun:
+            if notes.begun and folder.exists():
                 e.add_note(f"What is done so far is kept in {folder}: go on with the same command and --resume.")
                 raise
             shutil.rmtree(folder, ignore_errors=True)

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import sqlite3
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 
+from l4s_geo.complete import check_shapefile, check_tiff
 from l4s_geo.errors import OutputError, reason
 from l4s_geo.paths import is_text
 from l4s_geo.qgis import write_styles
@@ -87,12 +89,22 @@ def check_output(path: Path, extensions: Sequence[str] = tuple(VECTOR_DRIVERS), 
         raise OutputError(f"{path}: there is no folder {folder}. Create it first.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: the folder {folder} is not writable. Choose another one.")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise OutputError(f"{path} exists and is protected. Choose another name.")
+    check_replaceable(path)
     if extension == ".geojson" and crs is not None and not (crs.is_geographic or crs.is_projected):
         raise OutputError(f"{path}: GeoJSON needs a place on Earth, and the scene has none. Use .gpkg.")
     if VECTOR_DRIVERS.get(extension) and crs is not None:
         _check_crs(path, crs)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises OutputError for a file that is protected, or somebody else's in a folder where only owners may replace."""
+    if not path.exists():
+        return
+    folder = path.absolute().parent.stat()
+    owners = (path.lstat().st_uid, folder.st_uid, 0)
+    kept = bool(folder.st_mode & stat.S_ISVTX) and hasattr(os, "geteuid") and os.geteuid() not in owners
+    if kept or not os.access(path, os.W_OK):
+        raise OutputError(f"{path} exists and is protected. Choose another name.")
 
 
 def _check_crs(path: Path, crs: CRS) -> None:
@@ -232,6 +244,7 @@ def _write_whole(path: Path, driver: str | None, landslides: gpd.GeoDataFrame) -
     elif driver == "ESRI Shapefile":
         short = landslides.rename(columns={c: c[:10] for c in landslides.columns.drop("geometry")})
         _write_layer(path, driver, path.stem, short)
+        check_shapefile(path, len(short))
     else:
         _write_layer(path, driver, "landslides", landslides)
 
@@ -292,6 +305,7 @@ def write_cog(source: Path, path: Path, tags: Mapping[str, str], *, until: ExitS
             BIGTIFF="IF_SAFER",
             NUM_THREADS="ALL_CPUS",
         )
+        check_tiff(temporary)
 
 
 def write_provenance(path: Path, record: Mapping[str, Any], *, until: ExitStack | None = None) -> None:

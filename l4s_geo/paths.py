@@ -42,8 +42,14 @@ def check_input(path: str | Path) -> None:
         return
     try:
         mode = Path(text).stat().st_mode
+        if stat.S_ISREG(mode):
+            Path(text).open("rb").close()
+        elif stat.S_ISDIR(mode):
+            os.scandir(text).close()
     except (FileNotFoundError, NotADirectoryError, ValueError):
         raise InputError(f"There is no file {shorten(text)!r}. Check the path.") from None
+    except PermissionError as e:
+        raise InputError(f"{text} cannot be read: {e.strerror}. Check the permissions.") from e
     except OSError as e:
         raise InputError(f"{shorten(text)} cannot be read: {e.strerror}. Check the path.") from e
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class LineProgress:
         return f"({self._done} of {self._total}, {time.monotonic() - self._since:.0f} s)"
 
     def _print(self, line: str) -> None:
-        print(line, file=self._stream or sys.stderr, flush=True)
+        with suppress(OSError):  # a log that is full, or closed, is no reason to stop
+            print(line, file=self._stream or sys.stderr, flush=True)
 
 
 class RichProgress:

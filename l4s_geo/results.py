@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from l4s_geo import outputs, qgis
 from l4s_geo.before.scene import Comparison
-from l4s_geo.deliverables import Outputs, kept_style, styles
+from l4s_geo.deliverables import Outputs, check_outputs, kept_style, styles
 from l4s_geo.density import Density
 from l4s_geo.errors import InputError
 from l4s_geo.provenance.record import written
@@ -171,6 +171,7 @@ def write_all(
             write_items(wanted.stac, made, record, raster.grid, summary, until)
         for path in drawn.keys() - kept:
             outputs.write_text(path, qgis.style_file(any(old), drawn[path]), until=until)
+        check_outputs(wanted, overwrite=True)  # what has become impossible meanwhile, before the first is in place
     return MapResult(summary, _message(summary))
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import sqlite3
+import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.rpc import RPC
 from shapely.geometry import Point, Polygon, box
 
 from l4s_geo.cli import main
@@ -105,6 +109,26 @@ def seen(share: float | None, at: Affine = UTM_10M, crs: str = UTM, overlap: flo
 
 
 same = seen(1.0)
+
+#: Drawn in bytes, and with losses.
+rendered = seen(1.0, overlap=0.8)
+
+
+def steep(here: Path, done: Result, before: set[str]) -> None:
+    """As ``same``, on ground of 20 degrees."""
+    same(here, done, before)
+    slopes = gpd.read_file("o.gpkg", layer="landslides").filter(like="slope")
+    assert slopes.to_numpy() == pytest.approx(20, abs=0.01)
+
+
+def within(share: float) -> Expected:
+    """That share of the scene was looked at."""
+
+    def expected(here: Path, done: Result, before: set[str]) -> None:
+        assert done.exit_code == 0, done.output + str(done.exception)
+        assert json.loads(Path("o.gpkg.json").read_text())["seen_share"] == pytest.approx(share, rel=0.02)
+
+    return expected
 
 
 def placed(at: Affine, crs: str = UTM, overlap: float = 0.999) -> tuple[Any, Expected]:
@@ -244,6 +268,46 @@ def terrain(here: Path, option: str, values: Any, unit: str | None = None, **how
     return [scene(here / "s.tif"), option, str(path)]
 
 
+def inclined(here: Path, unit: str, metres: float) -> list[str]:
+    """Ground of 20 degrees."""
+    heights = np.arange(SIDE) * 10 * np.tan(np.radians(20)) / metres
+    return terrain(here, "--dem", heights.astype(np.float32), unit)
+
+
+def picture(here: Path, **how: Any) -> list[str]:
+    path = scene(here / "s.tif", (IMAGE // 8).astype(np.uint8), interleave="pixel", **how)
+    (here / "n.json").write_text(statistics(center=[62] * 3, scale=[6] * 3))
+    return [path, "--units", "byte", "--normalize", "n.json"]
+
+
+def with_camera(here: Path) -> str:
+    path = scene(here / "s.tif", crs=None, transform=None)
+    one, line, sample = ([float(i == at) for i in range(20)] for at in (0, 2, 1))
+    scales = dict.fromkeys(("height_scale", "line_scale", "samp_scale", "lat_scale", "long_scale"), 1.0)
+    offsets = {"height_off": 0, "line_off": 36, "samp_off": 36, "lat_off": 42.7, "long_off": 141.9}
+    with rasterio.open(path, "r+") as file:
+        file.rpcs = RPC(
+            **scales, **offsets, line_num_coeff=line, line_den_coeff=one, samp_num_coeff=sample, samp_den_coeff=one
+        )
+    return path
+
+
+def circle(here: Path, radius: float, many: bool = False) -> list[str]:
+    """An area of two arcs, as QGIS and ArcGIS draw circles: geometry types 8, 10 and 12 of ISO 19125."""
+    args = area(here, AROUND)
+    x, y = 570360, 4729640
+    corners = (x - radius, y, x, y + radius, x + radius, y, x, y - radius, x - radius, y)
+    shape = struct.pack("<BIIBII10d", 1, 10, 1, 1, 8, 5, *corners)
+    shape = struct.pack("<BII", 1, 12, 1) + shape if many else shape
+    with closing(sqlite3.connect("area.gpkg")) as file, file:
+        for (trigger,) in file.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            file.execute(f'DROP TRIGGER "{trigger}"')
+        file.execute("UPDATE area SET geom = ?", (b"GP\0\1" + struct.pack("<i", 32654) + shape,))
+        file.execute("UPDATE gpkg_geometry_columns SET geometry_type_name = 'GEOMETRY'")
+        file.execute("DELETE FROM gpkg_extensions WHERE extension_name = 'gpkg_rtree_index'")
+    return args
+
+
 def statistics(**changes: Any) -> str:
     return json.dumps({"bands": BANDS, "center": [500] * 3, "scale": [50] * 3, "compression": "asinh"} | changes)
 
@@ -286,6 +350,7 @@ CASES: dict[str, tuple[Any, Expected]] = {
     "at infinity": misplaced(Affine(10, 0, INF, 0, -10, 4730000), "without a size"),
     "degrees called metres": misplaced(Affine(0.1, 0, 141.9, 0, -0.1, 42.75), "far too coarse", crs="EPSG:4326"),
     "metres called degrees": misplaced(UTM_10M, "no UTM zone", crs="EPSG:4326"),
+    "camera model": (with_camera, says("camera model", "gdalwarp")),
     "ground control points": (with_points, says("ground control points", "gdalwarp")),
     # numbers
     "1e38, not declared": (lambda d: scene(d / "s.tif", corner(FLOATS, 1e38)), seen(BESIDE)),
@@ -326,6 +391,8 @@ CASES: dict[str, tuple[Any, Expected]] = {
         for c in ("zstd", "lzma", "lerc", "packbits")
     },
     "BigTIFF": (lambda d: scene(d / "s.tif", bigtiff="YES"), same),
+    "pictures compressed with jpeg": (lambda d: picture(d, compress="jpeg", photometric="ycbcr"), rendered),
+    "pictures compressed with webp": (lambda d: picture(d, compress="webp", webp_level=90), rendered),
     "one strip": (lambda d: scene(d / "s.tif", compress="deflate", blockysize=SIDE), same),
     "band after band": (lambda d: scene(d / "s.tif", interleave="band"), same),
     "broken overviews": (lambda d: beside(d, "s.tif.ovr"), same),
@@ -353,8 +420,8 @@ CASES: dict[str, tuple[Any, Expected]] = {
         )
     },
     "name that is not UTF-8": (named("\udcff.tif"), says("not in UTF-8")),
-    "name that is too long": (lambda d: "x" * 5000, says("There is no file")),
-    "path that is too long": (lambda d: "/".join(["x" * 200] * 30), says("There is no file")),
+    "name that is too long": (lambda d: "x" * 5000, says("name too long")),
+    "path that is too long": (lambda d: "/".join(["x" * 200] * 30), says("name too long")),
     "model with a name that is too long": (lambda d: [scene(d / "s.tif"), "--model", "x" * 999], says("Unknown model")),
     # no files
     "pipe": (pipe("s"), says("pipe")),
@@ -368,7 +435,7 @@ CASES: dict[str, tuple[Any, Expected]] = {
     "/vsistdin/": (lambda d: "/vsistdin/", says("standard input")),
     "empty": (lambda d: (Path("s.tif").touch(), "s.tif")[1], says("s.tif cannot be opened")),
     "link to nothing": (lambda d: (Path("s.tif").symlink_to("gone"), "s.tif")[1], says("There is no file")),
-    "link to itself": (lambda d: (Path("s.tif").symlink_to("s.tif"), "s.tif")[1], says("There is no file")),
+    "link to itself": (lambda d: (Path("s.tif").symlink_to("s.tif"), "s.tif")[1], says("s.tif cannot be read")),
     **{
         f"address {address!r}": (lambda d, address=address: address, says())
         for address in (
@@ -383,6 +450,10 @@ CASES: dict[str, tuple[Any, Expected]] = {
         lambda d: terrain(d, "--slope", corner(np.full((SIDE, SIDE), 20, np.float32), -9999)),
         seen(BESIDE),
     ),
+    **{
+        f"elevations in {unit or 'no unit'}": (lambda d, unit=unit, m=m: inclined(d, unit, m), steep)
+        for unit, m in (("", 1), ("metre", 1), ("ft", 0.3048), ("US survey foot", 1200 / 3937))
+    },
     "complex elevations": (lambda d: terrain(d, "--dem", np.complex64(100)), says("complex")),
     "elevations without a place": (lambda d: terrain(d, "--dem", np.float32(9), crs=LOCAL), says("tied to the Earth")),
     "elevations far away": (lambda d: terrain(d, "--dem", np.float32(9), crs="EPSG:3413"), says("does not overlap")),
@@ -390,6 +461,9 @@ CASES: dict[str, tuple[Any, Expected]] = {
     "area": (lambda d: area(d, AROUND), same),
     "area with a million vertices": (lambda d: area(d, Point(570360, 4729640).buffer(600, 250000)), same),
     "area with heights": (lambda d: area(d, shapely.force_3d(AROUND, 5)), same),
+    "area with curves": (lambda d: circle(d, 600), same),
+    "area with curves in several parts": (lambda d: circle(d, 600, many=True), same),
+    "area that curves cut": (lambda d: circle(d, 200), within(np.pi * 200**2 / 720**2)),
     "area of the world": (lambda d: area(d, box(-180, -90, 180, 90), 4326), same),
     "area of nothing": (lambda d: area(d, Polygon()), says("holds no polygons")),
     "area without CRS": (lambda d: area(d, AROUND, None), says("no CRS")),
@@ -426,8 +500,30 @@ def test_odd_input(case: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("GDAL_VRT_ENABLE_PYTHON", "NO")  # put back after the case that sets it
     make, expected = CASES[case]
     args = make(here)
+    args = [args] if isinstance(args, str) else args
     before = {p.name for p in here.iterdir()}
-    expected(here, run(*([args] if isinstance(args, str) else args)), before)
+    expected(here, run(*args), before)
+    after = {p.name for p in here.iterdir()}
+    checked(here, run("check", *only_scene(args)), after)
+
+
+def only_scene(args: list[str]) -> Iterator[str]:
+    """What ``check`` takes of the arguments of ``map``."""
+    words = iter(args)
+    for word in words:
+        if word in ("--aoi", "--mask", "--normalize", "--prob", "--density"):
+            next(words)
+        elif word != "--overwrite":
+            yield word
+
+
+def checked(here: Path, done: Result, before: set[str]) -> None:
+    """``check`` says what it found, also where that is no scene, and leaves nothing behind."""
+    if done.exit_code:
+        assert done.exit_code == 2, done.output + str(done.exception)
+        assert "problem" in done.stdout if not done.stderr else done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) <= 1, done.stderr
+    assert {p.name for p in here.iterdir()} == before
 
 
 # --- damage ---------------------------------------------------------------------------------------------

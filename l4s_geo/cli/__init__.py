@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -47,7 +47,8 @@ class UserError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print the message without a traceback."""
-        click.echo(f"error: {self.format_message()}", file=file, err=file is None)
+        with suppress(OSError):  # where nothing can be said, the exit code must do
+            click.echo(f"error: {self.format_message()}", file=file, err=file is None)
 
 
 class VerbGroup(click.Group):
@@ -71,42 +72,49 @@ class VerbGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put in ``map`` where the first argument is neither a verb nor an option of the group."""
-        own = {name for p in self.get_params(ctx) for name in p.opts}
-        if args and args[0] not in VERBS and args[0] not in own:
-            refuse_unknown_verb(ctx, args[0])
-            args = ["map", *args]
-        return super().parse_args(ctx, args)
+        with explained(ctx):
+            own = {name for p in self.get_params(ctx) for name in p.opts}
+            if args and args[0] not in VERBS and args[0] not in own:
+                refuse_unknown_verb(ctx, args[0])
+                args = ["map", *args]
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb: 2 for what the user can mend, 130 when interrupted, 1 with a traceback for a bug."""
-        try:
-            with tidy_end():
-                return super().invoke(ctx)
-        except L4SError as e:
-            raise UserError("\n".join([str(e), *_notes(e)])) from e
-        except click.exceptions.NoArgsIsHelpError:
-            raise
-        except click.UsageError as e:
-            command = e.ctx.command_path if e.ctx else ctx.command_path
-            raise UserError(f"{e.format_message()} See `{command} --help`.") from e
-        except (KeyboardInterrupt, click.Abort) as e:
-            click.echo("\n".join(["interrupted", *_notes(e)]), err=True)
-            raise click.exceptions.Exit(130) from None
-        except SystemExit as e:
-            for note in _notes(e):
-                click.echo(note, err=True)
-            raise
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
-            raise
-        except Exception as e:
-            if lack := _lacking(e):
-                raise UserError("\n".join([lack, *_notes(e)])) from e
-            traceback.print_exc(file=sys.stderr)
-            click.echo(
-                f"This is a bug in l4s-map {__version__}. Please report it with these lines and the command.",
-                err=True,
-            )
-            raise click.exceptions.Exit(1) from None
+        """Run the verb."""
+        with explained(ctx), tidy_end():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def explained(ctx: click.Context) -> Iterator[None]:
+    """End with 2 for what the user can mend, 130 when interrupted, 1 with a traceback for a bug."""
+    try:
+        yield
+    except L4SError as e:
+        raise UserError("\n".join([str(e), *_notes(e)])) from e
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as e:
+        command = e.ctx.command_path if e.ctx else ctx.command_path
+        raise UserError(f"{e.format_message()} See `{command} --help`.") from e
+    except (KeyboardInterrupt, click.Abort) as e:
+        click.echo("\n".join(["interrupted", *_notes(e)]), err=True)
+        raise click.exceptions.Exit(130) from None
+    except SystemExit as e:
+        for note in _notes(e):
+            click.echo(note, err=True)
+        raise
+    except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+        raise
+    except Exception as e:
+        if lack := _lacking(e):
+            raise UserError("\n".join([lack, *_notes(e)])) from e
+        traceback.print_exc(file=sys.stderr)
+        click.echo(
+            f"This is a bug in l4s-map {__version__}. Please report it with these lines and the command.",
+            err=True,
+        )
+        raise click.exceptions.Exit(1) from None
 
 
 #: What a machine may be short of, by the system's number, and what to do about it.
@@ -119,14 +127,28 @@ SHORT = {
     errno.EFBIG: "Write to a disk that takes larger files.",
     errno.EROFS: "Write to another disk.",
     errno.EIO: "Is a disk or network drive gone?",
+    errno.ESTALE: "Is a disk or network drive gone?",
+    errno.ENOENT: "Was it removed meanwhile?",
+    errno.EACCES: "Check the permissions.",
+    errno.EPERM: "Check the permissions.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
 }
+
+#: How libraries say that there is no memory, when they are loaded as well as later.
+NO_MEMORY = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "failed to map segment",
+    "can't start new thread",
+)
 
 
 def _lacking(e: Exception) -> str | None:
     """What the machine is short of, where that and no bug was the reason."""
     if isinstance(e, OSError) and e.errno in SHORT:
         return f"The machine says: {e.strerror}{f' ({e.filename})' if e.filename else ''}. {SHORT[e.errno]}"
-    if isinstance(e, MemoryError) or (isinstance(e, RuntimeError) and "can't allocate memory" in str(e)):
+    if isinstance(e, MemoryError) or any(words in str(e).lower() for words in NO_MEMORY):
         return f"Not enough memory ({reason(e) or 'none left'}). {SHORT[errno.ENOMEM]}"
     return None
 

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from l4s_geo.errors import OutputError, reason
 
 if TYPE_CHECKING:
     from l4s_geo.progress import Progress
@@ -282,7 +285,8 @@ def reporting(quiet: bool, verbose: bool) -> Iterator[Progress]:
     sys.excepthook = sys.unraisablehook = _unheard
     progress = make_progress(quiet)
     try:
-        yield progress
+        with _no_undecodable():
+            yield progress
     finally:
         progress.finish()
         logging.captureWarnings(False)
@@ -292,6 +296,26 @@ def reporting(quiet: bool, verbose: bool) -> Iterator[Progress]:
 def _unheard(*error: object) -> None:
     """What goes wrong where nothing can be raised is said by what comes of it."""
     logging.getLogger("l4s_geo").info("%s", error)
+
+
+@contextmanager
+def _no_undecodable() -> Iterator[None]:
+    """Leave out what rasterio prints where a message of GDAL quotes a damaged file that is not in UTF-8."""
+    shown, unraisable = sys.excepthook, sys.unraisablehook
+
+    def show(kind: type[BaseException], e: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, UnicodeDecodeError):
+            shown(kind, e, trace)
+
+    def show_unraisable(what: sys.UnraisableHookArgs) -> None:
+        if not issubclass(what.exc_type, UnicodeDecodeError):
+            unraisable(what)
+
+    sys.excepthook, sys.unraisablehook = show, show_unraisable
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = shown, unraisable
 
 
 def plain(value: Any) -> Any:
@@ -308,5 +332,19 @@ def plain(value: Any) -> Any:
 
 
 def emit(summary: Mapping[str, Any], text: str, as_json: bool) -> None:
-    """Print the result: one JSON object for programs, or a text for people."""
-    click.echo(json.dumps(plain(summary)) if as_json else text)
+    """Print the result: one JSON object for programs, or a text for people.
+
+    Raises:
+        OutputError: There is no room for it.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    shown = json.dumps(plain(summary)) if as_json else text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        click.echo(shown)
+    except BrokenPipeError:  # who reads it has seen enough
+        raise
+    except OSError as e:
+        raise OutputError(
+            f"The result cannot be printed: {reason(e)}. Everything else is done, and files that were asked for are "
+            "complete."
+        ) from e

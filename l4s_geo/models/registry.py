@@ -72,9 +72,13 @@ def load_network(model: Model, network: Network) -> nn.Module:
     from l4s_geo.models.zoo import at_scale, build
 
     path = model.folder / network.weights
-    if not path.is_file():
+    if not exists(path):
         raise ModelError(f"Model {model.card.name}: weights {path} are missing. Install or export the model again.")
-    if sha256(path) != network.sha256:
+    try:
+        found = sha256(path)
+    except OSError as e:
+        raise ModelError(f"Model {model.card.name}: {path} cannot be read ({e.strerror}).") from e
+    if found != network.sha256:
         raise ModelError(f"Model {model.card.name}: {path} does not match the checksum in {CARD}; it is damaged.")
     net = build(network.architecture, network.args, len(model.card.bands))
     try:
@@ -90,11 +94,11 @@ def save_network(
     net: nn.Module, folder: Path, name: str, architecture: str, args: dict[str, object], scale: float = 1.0
 ) -> Network:
     """Write a network's weights (float16) and describe them for the card."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state: dict[str, torch.Tensor] = {
         k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k, v in net.state_dict().items()
     }
     path = folder / f"{name}.safetensors"
-    save_file(state, path)
+    path.write_bytes(save(state))  # save_file makes files that nobody else may read
     return Network(name, architecture, dict(args), path.name, sha256(path), scale)

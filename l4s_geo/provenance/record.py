@@ -131,7 +131,7 @@ def files_of(paths: Iterable[str]) -> list[Path]:
         path = Path(word)
         if path.is_dir():
             found |= dict.fromkeys(p for p in sorted(path.rglob("*")) if p.is_file())
-        elif path.is_file():
+        elif is_file(path):
             found |= dict.fromkeys([path, *_parts(path)])
     return [*found]
 
@@ -147,7 +147,7 @@ def _parts(path: Path) -> Iterator[Path]:
                 sources = [Path(p) for p in raster.files]
         except RasterioError:  # whoever maps it says what is wrong
             sources = []
-        yield from (p for p in sources if p != path and p.is_file() and not p.name.endswith((".ovr", ".aux.xml")))
+        yield from (p for p in sources if p != path and is_file(p) and not p.name.endswith((".ovr", ".aux.xml")))
 
 
 def fingerprint(path: Path, stop: threading.Event | None = None) -> dict[str, Any] | None:

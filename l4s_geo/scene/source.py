@@ -131,10 +131,11 @@ def _matches(path: str) -> list[str]:
     """A file, or what a glob matches, sorted."""
     if exists(path):
         return [path]
-    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []  # noqa: PTH207 (absolute)
+    if not glob.has_magic(path):
+        check_input(path)  # says why there is none
+    found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 (absolute)
     if not found:
-        what = "No file matches" if glob.has_magic(path) else "There is no file"
-        raise InputError(f"{what} {shorten(path)!r}. Check the path.")
+        raise InputError(f"No file matches {shorten(path)!r}. Check the path.")
     return found
 
 
