@@ -280,9 +280,6 @@ def reporting(quiet: bool, verbose: bool) -> Iterator[Progress]:
     logging.basicConfig(format="%(name)s: %(message)s", level=level)
     logging.getLogger("l4s_geo").setLevel(logging.INFO if verbose else logging.WARNING)
     logging.captureWarnings(True)
-    # GDAL repeats bytes of damaged files, at which rasterio prints an error where it cannot raise one
-    hooks = sys.excepthook, sys.unraisablehook
-    sys.excepthook = sys.unraisablehook = _unheard
     progress = make_progress(quiet)
     try:
         with _no_undecodable():
@@ -290,12 +287,6 @@ def reporting(quiet: bool, verbose: bool) -> Iterator[Progress]:
     finally:
         progress.finish()
         logging.captureWarnings(False)
-        sys.excepthook, sys.unraisablehook = hooks
-
-
-def _unheard(*error: object) -> None:
-    """What goes wrong where nothing can be raised is said by what comes of it."""
-    logging.getLogger("l4s_geo").info("%s", error)
 
 
 @contextmanager

@@ -206,15 +206,7 @@ def open_scene(
             stack=stack.pop_all(),
         )
     try:
-        kinds = {kind for r in rasters for kind in r.kinds}
-        product = selection.product
-        doubtful = s2_offset == "-1000" or (s2_offset == "auto" and product and product.offsets and not product.certain)
-        values = _sample(scene, thorough=bool(doubtful) or any("float" in kind for kind in kinds))
-        if units == "auto" and any(map(is_scaled, rasters)) and np.median(values) <= REFLECTANCE_MAX:
-            units, scene.radiometry = "reflectance", Radiometry(1.0)
-            scene.notes.append("the files declare a scale and offset that make reflectance of their numbers")
-        scene.units = settle_units(units, kinds, values, scene.source)
-        _settle_radiometry(scene, s2_offset, values, product)
+        _settle_numbers(scene, rasters, units, s2_offset, selection.product)
         if clouds:
             names = [n for r in source.rasters for n in r.names]
             tested = cloud_test.usable(names, scene.source, scene.units)
@@ -275,6 +267,20 @@ def _hide_clouds(scene: Scene, own: Scene, bands: Sequence[str]) -> None:
         found = [own.read(window, [cloud_test.CIRRUS]) for window in _spread(own.grid)]
         cloud_test.check_offset(np.concatenate([image[0][valid] for image, valid in found]), scene.source)
     scene.notes += cloud_test.notes(bands)
+
+
+def _settle_numbers(
+    scene: Scene, rasters: Sequence[Raster], units: str, s2_offset: str, product: Product | Item | None
+) -> None:
+    """Find out what the numbers of a scene are, from what is said of them and from a look at some."""
+    kinds = {kind for r in rasters for kind in r.kinds}
+    doubtful = s2_offset == "-1000" or (s2_offset == "auto" and product and product.offsets and not product.certain)
+    values = _sample(scene, thorough=bool(doubtful) or any("float" in kind for kind in kinds))
+    if units == "auto" and any(map(is_scaled, rasters)) and np.median(values) <= REFLECTANCE_MAX:
+        units, scene.radiometry = "reflectance", Radiometry(1.0)
+        scene.notes.append("the files declare a scale and offset that make reflectance of their numbers")
+    scene.units = settle_units(units, kinds, values, scene.source)
+    _settle_radiometry(scene, s2_offset, values, product)
 
 
 def _settle_radiometry(scene: Scene, asked: str, values: NDArray[np.float32], product: Product | Item | None) -> None:
