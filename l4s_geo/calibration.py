@@ -67,11 +67,15 @@ class Calibration:
 
     def apply(self, prob: Any) -> Any:
         """The same of an array or a number."""
-        return prob if self == Calibration() else expit(self.slope * logit(prob) + self.intercept)
+        if self == Calibration():
+            return prob
+        if isinstance(prob, np.ndarray) and prob.dtype == np.float32:
+            return self._by_odds(prob)
+        return expit(self.slope * logit(prob) + self.intercept)
 
     def inverse(self, prob: Any) -> Any:
         """What networks said, from calibrated probabilities."""
-        return prob if self == Calibration() else expit((logit(prob) - self.intercept) / self.slope)
+        return Calibration(1 / self.slope, -self.intercept / self.slope).apply(prob)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

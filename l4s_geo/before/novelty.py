@@ -17,7 +17,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import uniform_filter
 
 Floats = NDArray[np.float64]
 
@@ -48,6 +47,8 @@ def local_contrast(image: NDArray[np.float32], around: NDArray[np.bool_]) -> NDA
         (h, w) difference from the mean of these in a square of ``RADIUS`` pixels to each side, or from 0 where there
         are fewer than ``FEWEST``, as within large landslides. Near the border only what is inside counts.
     """
+    from scipy.ndimage import uniform_filter  # which most runs do without
+
     side = 2 * RADIUS + 1
     count = uniform_filter(around.astype(np.float64), side, mode="constant") * side**2
     total = uniform_filter(np.where(around, image, 0).astype(np.float64), side, mode="constant") * side**2

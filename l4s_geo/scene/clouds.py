@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
-from scipy.ndimage import binary_opening, maximum_filter
 
 from l4s_geo.errors import InputError
 from l4s_geo.scene.grid import Grid
@@ -76,6 +75,8 @@ class Cloudless:
 
     def read(self, window: Window) -> Pixels:
         """No bands (0, h, w), and where there is no cloud (h, w); the same whatever window a pixel is read in."""
+        from scipy.ndimage import binary_opening, maximum_filter  # which most runs do without
+
         wide = clip(window, self._scene.grid, self._rim + SMALLEST - 1)
         image, valid = self._scene.read(wide, self._bands)
         found = valid & clouds(dict(zip(self._bands, image, strict=True)))
