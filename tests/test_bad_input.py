@@ -313,7 +313,7 @@ def test_a_run_that_is_stopped_leaves_nothing(number: int, code: int, tmp_path: 
         while not list((tmp_path / "out").iterdir()) and run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         run.send_signal(number)
-        assert run.wait(30) == code
+        assert run.wait(60) == code
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -729,7 +729,7 @@ def test_surroundings(surroundings: str, code: int, here: Path) -> None:
     """A scene without position is refused in the same words wherever the command runs."""
     scene(here / "s.tif", crs=None)
     command = surroundings.format(f"{COMMAND} s.tif --out o.gpkg -q")
-    assert subprocess.run(["bash", "-c", command], timeout=60, check=False).returncode == code
+    assert subprocess.run(["bash", "-c", command], timeout=300, check=False).returncode == code
     said = Path("err").read_text() if Path("err").exists() else ""
     assert said == "" or (said.startswith("error: s.tif has no coordinate system") and len(said.splitlines()) == 1)
     assert not [*here.glob("*o.gpkg*")]

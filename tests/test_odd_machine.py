@@ -350,7 +350,7 @@ def test_too_little_memory(here: Path) -> None:
     command = [sys.executable, "-c", f"{limit} {COMMAND[-1]}", "s.tif", "--out", "o.gpkg", "-q", "--device", "cpu"]
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, env=os.environ | threads, capture_output=True, text=True, timeout=60, check=False
+        command, env=os.environ | threads, capture_output=True, text=True, timeout=300, check=False
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: Not enough memory")
