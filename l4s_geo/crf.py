@@ -45,6 +45,9 @@ _LATTICE_PERIOD = np.sqrt([3.0, 9.0])
 #: Kernel widths around pixels that may change whose pixels take part, and around blocks that are looked at.
 _REACH, _HALO = 0.7, 1.2
 
+#: Side of a block without its halo, in pixels: small ones stay in the processor's cache.
+BLOCK = 256
+
 #: Processes that are started by default at most: one process, which reads the blocks, could hardly feed more.
 _MOST_WORKERS = 8
 
@@ -240,8 +243,9 @@ def refine_blocks(
     read_prob: Callable[[Window], NDArray[np.float32]],
     read_image: Callable[[Window], NDArray[np.uint8]],
     params: CrfParams | None = None,
-    block: int = 256,
+    block: int = BLOCK,
     workers: int | None = None,
+    first: int = 0,
 ) -> Generator[tuple[Window, NDArray[np.float32]]]:
     """Refine a raster of any size block by block, in worker processes unless it is small.
 
@@ -256,11 +260,13 @@ def refine_blocks(
         read_prob: Gives (h, w) probabilities of a window inside the raster, NaN where not seen.
         read_image: Gives (h, w, 3) colours of a window; called only for blocks that are refined.
         params: Parameters of the CRF; defaults when None.
-        block: Side of a block without its halo, in pixels. Small ones stay in the processor's cache.
+        block: Side of a block without its halo, in pixels.
         workers: Processes; with 1, blocks are refined in this one. None: one for every core, up to 8.
+        first: Row to begin with, the first of a row of blocks.
 
     Yields:
-        Window and its (h, w) float32 probabilities, row by row of blocks; they cover the raster exactly once.
+        Window and its (h, w) float32 probabilities, row by row of blocks; from ``first`` on they cover the raster
+        exactly once.
 
     Raises:
         InputError: pydensecrf2 is not installed.
@@ -268,7 +274,7 @@ def refine_blocks(
     """
     params = params or CrfParams()
     workers = workers or min(usable_cores(), _MOST_WORKERS)
-    blocks = _read_blocks(height, width, read_prob, read_image, params, block)
+    blocks = _read_blocks(range(first, height, block), width, height, read_prob, read_image, params)
     few = workers == 1 or height * width < _FEW * block**2
     begun: deque[_Block] = deque()
     with nullcontext() if few else processes(workers) as pool:
@@ -295,12 +301,12 @@ def _done(value: T) -> Future[T]:
 
 
 def _read_blocks(
-    height: int,
+    rows: range,
     width: int,
+    height: int,
     read_prob: Callable[[Window], NDArray[np.float32]],
     read_image: Callable[[Window], NDArray[np.uint8]],
     params: CrfParams,
-    block: int,
 ) -> Iterator[tuple[_Block, tuple[Any, ...] | None]]:
     """Blocks with their halo, row by row, and the arguments of ``refine`` where something may change.
 
@@ -309,8 +315,8 @@ def _read_blocks(
     from rasterio.windows import Window
     from scipy.ndimage import maximum_filter
 
-    halo = params.halo
-    for row, col in product(range(0, height, block), range(0, width, block)):
+    halo, block = params.halo, rows.step
+    for row, col in product(rows, range(0, width, block)):
         top, left = max(0, row - halo), max(0, col - halo)
         bottom, right = min(row + block, height), min(col + block, width)
         outer = Window(left, top, min(right + halo, width) - left, min(bottom + halo, height) - top)

@@ -98,7 +98,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                     _fill(raster, rows, notes, progress)
                 if settings.crf is not None:
                     with clock.stage("crf"):
-                        _refine(scene, plan, raster, settings.crf, progress)
+                        _refine(scene, plan, raster, settings.crf, notes, progress)
                 products = [*products_for(wanted, raster, scene, before.earlier if before else None)]
                 shared = {"model": "+".join(m.card.name for m in models), "scene": scene.name, "date": scene.date}
                 with clock.stage("polygons"):
@@ -229,6 +229,7 @@ def _refine(
     plan: Plan,
     raster: WorkRaster,
     params: crf.CrfParams,
+    notes: Journal,
     progress: Progress,
 ) -> None:
     """Put refined probabilities in place of those of the networks, which stay: blocks are read around themselves.
@@ -236,6 +237,7 @@ def _refine(
     The CRF weighs what the image says against what the networks say, so it gets that, and its answer is calibrated.
     """
     h, w = scene.grid.shape
+    first = notes.done("crf")
     normalizer, calibrations = plan.normalizer, plan.calibrations
 
     def image(window: Window) -> NDArray[np.uint8]:
@@ -247,10 +249,15 @@ def _refine(
         return said
 
     progress.start("refining", h * w)
-    with closing(crf.refine_blocks(h, w, prob, image, params, workers=plan.options.workers)) as blocks:
+    progress.advance(first * w)
+    with closing(crf.refine_blocks(h, w, prob, image, params, workers=plan.options.workers, first=first)) as blocks:
         for window, values in blocks:
             raster.write(window, calibrations.apply(values).astype(np.float32), REFINED)
             progress.advance(values.size)
+            done = window.row_off + window.height
+            if window.col_off + window.width == w and (done - notes.done("crf") >= NOTED or done == h):
+                raster.sync()
+                notes.record("crf", done)
     raster.rename(REFINED, LAYERS[0])
     progress.finish()
 

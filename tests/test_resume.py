@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l4s_geo import pipeline
+from l4s_geo import crf, pipeline
 from l4s_geo.errors import InputError, OutputError
 from l4s_geo.journal import Journal, journal
 from l4s_geo.pipeline import map_scene
@@ -62,10 +62,15 @@ def left(folder: Path) -> list[str]:
 @pytest.fixture
 def whole(tall, model, tmp_path):  # noqa: F811
     """What an uninterrupted run writes."""
-    map_scene(wanted(tall, model, tmp_path), Silent())
-    found = results(tmp_path)
+    return mapped_and_removed(tall, model, tmp_path)
+
+
+def mapped_and_removed(scene, model, folder, **changes):  # noqa: F811
+    """What a run writes, and leaves no trace of: the names of its outputs are written into them."""
+    map_scene(wanted(scene, model, folder, **changes), Silent())
+    found = results(folder)
     for name in (*found, "out.fgb.json", "prob.tif.json"):
-        (tmp_path / name).unlink()
+        (folder / name).unlink()
     return found
 
 
@@ -104,6 +109,27 @@ def test_a_run_whose_input_is_lost_goes_on_later(error, tall, model, whole, tmp_
     assert not left(tmp_path)
     mapped = [r for r in rows if r % 256]  # opening and the polygons read other windows
     assert min(mapped) > 300
+
+
+@pytest.mark.skipif(not crf.available(), reason="pydensecrf2 is not installed")
+def test_the_crf_goes_on_where_it_was(tall, model, tmp_path, often, monkeypatch):  # noqa: F811
+    whole = mapped_and_removed(tall, model, tmp_path, crf=True)
+    refine, rows = crf.refine, []
+
+    def noted(prob, image, params, corner):
+        rows.append(corner[0])
+        if len(rows) == 6:
+            raise KeyboardInterrupt
+        return refine(prob, image, params, corner)
+
+    monkeypatch.setattr(crf, "refine", noted)
+    with pytest.raises(KeyboardInterrupt):
+        map_scene(wanted(tall, model, tmp_path, crf=True), Silent())
+    first = rows[5]
+    map_scene(wanted(tall, model, tmp_path, crf=True, resume=True), Silent())
+    assert min(rows[6:]) >= first > 0
+    assert results(tmp_path) == whole
+    assert not left(tmp_path)
 
 
 def test_a_run_whose_disk_is_full_goes_on_later(tall, model, whole, tmp_path, often):  # noqa: F811
@@ -163,7 +189,7 @@ KILLED = """
     import os, sys, time
     from pathlib import Path
     import torch
-    from l4s_geo import pipeline
+    from l4s_geo import crf, pipeline
     from l4s_geo.models import zoo
     from l4s_geo.progress import Silent
     sys.path.insert(0, {root!r})
