@@ -19,6 +19,7 @@ from rasterio.windows import Window
 from l4s_geo import crf
 from l4s_geo.before.scene import Before, Comparison, open_before
 from l4s_geo.deliverables import Outputs, check_outputs
+from l4s_geo.expectation import doubts
 from l4s_geo.inference import Rows
 from l4s_geo.journal import Journal, journal, stamp
 from l4s_geo.masks import Limits, nothing_left
@@ -29,7 +30,7 @@ from l4s_geo.normalize import Normalizer
 from l4s_geo.plan import Here, Plan, Source, computed_on, limits_for, open_for, scene_statistics
 from l4s_geo.progress import Progress
 from l4s_geo.provenance.command import command_line
-from l4s_geo.provenance.record import inputs_of, models_used, origin, versions
+from l4s_geo.provenance.record import calibrated, inputs_of, models_used, origin, versions
 from l4s_geo.raster import WorkRaster, row_windows
 from l4s_geo.results import (
     Clock,
@@ -45,7 +46,7 @@ from l4s_geo.results import (
 from l4s_geo.scene import Scene
 from l4s_geo.settings import MapOptions, Settings, agree, decide, normalizer_for
 from l4s_geo.threads import ahead
-from l4s_geo.vectorize import LAYERS, vectorize
+from l4s_geo.vectorize import LAYERS, Layers, vectorize
 
 __all__ = ["MapOptions", "MapResult", "map_scene"]
 
@@ -117,7 +118,7 @@ def map_scene(options: MapOptions, progress: Progress, source: Source | None = N
                         compared=compared,
                         old="flag" if options.pre_action == "flag" else "drop",
                     )
-                record = _provenance(plan, scene, limits, compared, found.seen_share) | {"inputs": described.result()}
+                record = _provenance(plan, scene, limits, compared, found) | {"inputs": described.result()}
                 if isinstance(source, Here):  # else other machines have computed
                     record["computed"] = computed_on(options)
                 return write_all(wanted, found, record, clock, raster=raster, products=products)
@@ -262,8 +263,9 @@ def _refine(
     progress.finish()
 
 
-def _provenance(plan: Plan, scene: Scene, limits: Limits, compared: Comparison | None, seen: float) -> dict[str, Any]:
-    options, settings = plan.options, plan.settings
+def _provenance(plan: Plan, scene: Scene, limits: Limits, compared: Comparison | None, found: Layers) -> dict[str, Any]:
+    options, settings, models = plan.options, plan.settings, models_used(plan.models)
+    expected = round(found.expected_f1, 3) if calibrated(models) else None
     hidden = {f.name for f in fields(Outputs)} | {"resume", "overwrite", "workers", "decided"}
     return {
         "record": origin("map") | {"repeats": options.decided.record},
@@ -280,12 +282,13 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, compared: Comparison |
             "transform": list(scene.grid.transform)[:6],
             "size": [scene.grid.width, scene.grid.height],
         },
-        "models": models_used(plan.models),
+        "models": models,
         "normalization": plan.normalizer.to_dict(),
         "settings": asdict(settings) | {"device": options.device, "dtype": options.dtype, "clouds": options.clouds},
         **({} if compared is None else {"pre": compared.record() | {"action": options.pre_action}}),
-        "seen_share": round(seen, 6),
+        "seen_share": round(found.seen_share, 6),
         "area_m2": ground_area(scene.grid),
+        "expected_f1": expected,
         "notes": [
             *options.decided.notes,
             *scene.notes,
@@ -293,5 +296,6 @@ def _provenance(plan: Plan, scene: Scene, limits: Limits, compared: Comparison |
             *settings.notes,
             *slope_notes(settings.min_slope, scene),
             *pre_notes(compared, options.pre_action),
+            *doubts(expected),
         ],
     }

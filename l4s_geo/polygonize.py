@@ -21,10 +21,11 @@ from rasterio.windows import Window
 from l4s_geo.before.scene import BANDS, Before, open_before
 from l4s_geo.deliverables import Outputs, check_outputs
 from l4s_geo.errors import InputError, reason
+from l4s_geo.expectation import doubts
 from l4s_geo.masks import Limited, Limits, nothing_left, open_limits
 from l4s_geo.progress import Progress
 from l4s_geo.provenance.command import command_line
-from l4s_geo.provenance.record import inputs_of, origin, versions
+from l4s_geo.provenance.record import calibrated, inputs_of, origin, versions
 from l4s_geo.results import (
     Clock,
     MapResult,
@@ -38,7 +39,7 @@ from l4s_geo.results import (
 )
 from l4s_geo.scene import Grid, open_scene, open_terrain
 from l4s_geo.settings import PRESETS
-from l4s_geo.vectorize import LAYERS, vectorize
+from l4s_geo.vectorize import LAYERS, Layers, vectorize
 
 
 @dataclass(frozen=True)
@@ -173,10 +174,11 @@ def polygonize(options: PolygonizeOptions, progress: Progress) -> MapResult:
         progress.finish()
         if limits and not layers.seen_share:
             raise nothing_left(str(options.prob), options.aoi, options.masks)
-        record = _provenance(options, raster, settings, made, layers.seen_share) | {"inputs": described.result()}
+        record = _provenance(options, raster, settings, made, layers) | {"inputs": described.result()}
         if compared:
             record["pre"] = compared.record() | {"action": options.pre_action}
         notes = [*limits.notes, *slope_notes(settings["min_slope"], terrain), *pre_notes(compared, options.pre_action)]
+        notes += doubts(record["expected_f1"])
         if "pre" in made and compared is None:
             notes.append("the map was compared with a scene from before; these polygons are not, without --pre")
         return write_all(wanted, layers, record | {"notes": notes}, clock, products=products)
@@ -238,7 +240,11 @@ def _threshold(options: PolygonizeOptions, raster: ProbabilityRaster) -> float:
 
 
 def _provenance(
-    options: PolygonizeOptions, raster: ProbabilityRaster, settings: dict[str, float], made: dict[str, Any], seen: float
+    options: PolygonizeOptions,
+    raster: ProbabilityRaster,
+    settings: dict[str, float],
+    made: dict[str, Any],
+    found: Layers,
 ) -> dict[str, Any]:
     return {
         "record": origin("polygonize"),
@@ -246,6 +252,7 @@ def _provenance(
         "command": command_line("polygonize", "prob", options),
         "settings": settings,
         "area_m2": ground_area(raster.grid),
-        "seen_share": round(seen, 6),
+        "seen_share": round(found.seen_share, 6),
+        "expected_f1": round(found.expected_f1, 3) if calibrated(made.get("models", [])) else None,
         "probabilities": made,
     }

@@ -185,6 +185,7 @@ def _summary(areas: NDArray[np.float64], record: Mapping[str, Any], out: Path, c
         "seen_share": record["seen_share"],
         "landslide_share": round(float(areas.sum()) / seen_m2, 6) if seen_m2 else 0.0,
         "threshold": record["settings"]["threshold"],
+        "expected_f1": record.get("expected_f1"),
         "notes": record["notes"],
         "seconds": {**clock.seconds, "total": round(sum(clock.seconds.values()), 3)},
         "memory_mb": peak_memory(),
@@ -194,6 +195,8 @@ def _summary(areas: NDArray[np.float64], record: Mapping[str, Any], out: Path, c
 def _message(summary: Mapping[str, Any]) -> str:
     seen = f"{summary['seen_share']:.1%} of the scene was seen"
     took = f"{summary['seconds']['total']:.0f} s"
+    if summary["expected_f1"] is not None:
+        seen += f", expected F1 {summary['expected_f1']:.2f}"
     notes = "".join(f"\nnote: {n}" for n in summary["notes"])
     if not summary["landslides"]:
         return f"No landslides found ({seen}, {took}); an empty layer is in {summary['out']}{notes}"

@@ -15,6 +15,7 @@ from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from l4s_geo.before.scene import Comparison
+from l4s_geo.expectation import BINS, Counts, count, expected_f1
 from l4s_geo.polygons import Block, Old, scene_polygons
 from l4s_geo.raster import STRIP, Layered, row_windows
 from l4s_geo.scene import Grid, Scene
@@ -43,11 +44,19 @@ class Product(Protocol):
 
 @dataclass(frozen=True)
 class Layers:
-    """Vector layers of a result, in parts that can be taken once, and the share of pixels that were seen."""
+    """What was found.
+
+    Attributes:
+        landslides: Polygons, in parts that can be taken once.
+        not_seen: Likewise.
+        seen_share: Share of the pixels that were seen.
+        expected_f1: What the probabilities promise at the best threshold, if they keep their word.
+    """
 
     landslides: Iterable[gpd.GeoDataFrame]
     not_seen: Iterable[gpd.GeoDataFrame]
     seen_share: float
+    expected_f1: float
 
 
 def vectorize(
@@ -84,9 +93,9 @@ def vectorize(
     Raises:
         OutputError: The disk is full.
     """
-    grid = raster.grid
+    grid, pixels = raster.grid, np.zeros(BINS, np.int64)
     found = scene_polygons(
-        prefetched(_blocks(raster, scene, compared), depth=1),
+        prefetched(_blocks(raster, scene, compared, pixels), depth=1),
         transform=grid.transform,
         crs=grid.crs,
         threshold=threshold,
@@ -107,6 +116,7 @@ def vectorize(
         landslides(),
         (_reproject(part, grid, crs) for part in found.not_seen),
         found.seen / (grid.width * grid.height),
+        expected_f1(pixels),
     )
 
 
@@ -121,10 +131,12 @@ def _reproject(layer: gpd.GeoDataFrame, grid: Grid, crs: CRS) -> gpd.GeoDataFram
     return moved
 
 
-def _blocks(raster: Layered, scene: Scene | None, compared: Comparison | None) -> Iterator[Block]:
+def _blocks(raster: Layered, scene: Scene | None, compared: Comparison | None, pixels: Counts) -> Iterator[Block]:
+    """Strips from top to bottom; ``pixels`` are counted meanwhile."""
     rows = max(16, min(STRIP, STRIP_PIXELS // raster.grid.width))
     for window in row_windows(raster.grid, rows):
         p, agreement, uncertainty = (raster.read(window, layer) for layer in LAYERS)
+        pixels += count(p)
         terrain = {} if scene is None else _terrain(scene, window)
         now, before = (None, None) if compared is None else compared.contrasts(window)
         yield Block(int(window.row_off), p, agreement, uncertainty, **terrain, now=now, before=before)

@@ -10,20 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_geo.adapt import guard
-from l4s_geo.adapt.guard import (
-    BINS,
-    VIEWS,
-    Limits,
-    Signs,
-    expected_f1,
-    faults,
-    histogram,
-    mean,
-    nothing_to_learn,
-    signs_of,
-    threshold_of_share,
-)
+from l4s_geo.adapt.guard import VIEWS, Limits, Signs, faults, histogram, nothing_to_learn, signs_of
 from l4s_geo.adapt.thresholds import by_preset
+from l4s_geo.expectation import BINS, expected_f1, mean, threshold_of_share
 from l4s_geo.models.card import Card
 from l4s_geo.train.teacher import Teacher
 from tests.conftest import write_raster

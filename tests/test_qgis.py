@@ -271,7 +271,7 @@ def test_old_scars_are_outlined_only(maps: dict[str, Map]) -> None:
 @pytest.mark.parametrize("new", [["yes", "no", None], ["yes", "unknown", None]])
 def test_the_legend_of_other_formats_has_old_scars_where_there_are_some(tmp_path: Path, new: list[str | None]) -> None:
     record = {"settings": {"threshold": 0.5}, "notes": [], "seen_share": 1.0, "area_m2": 1e6}
-    write_all(Outputs(tmp_path / "o.fgb"), Layers([compared(new)], [], 1.0), record, Clock())
+    write_all(Outputs(tmp_path / "o.fgb"), Layers([compared(new)], [], 1.0, 1.0), record, Clock())
     assert ("not new: there before" in (tmp_path / "o.qml").read_text(encoding="utf-8")) == ("no" in new)
 
 

@@ -12,6 +12,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from l4s_geo.expectation import BINS, Counts, count, expected_f1
 from l4s_geo.raster import row_windows
 from l4s_geo.scene import open_scene
 from l4s_geo.tiling import PATCH, Tiling, pad
@@ -19,9 +20,6 @@ from l4s_geo.train.targets import grid_of
 from l4s_geo.train.teacher import Given, Teacher, normalizer_of
 
 Floats = NDArray[np.float32]
-
-#: Steps of the histogram of probabilities.
-BINS = 1000
 
 #: Patches of each target that are looked at again with other light.
 PATCHES = 48
@@ -39,7 +37,8 @@ class Signs:
         pixels: Their number.
         entropy: Mean of the pixels' binary entropy, bits.
         confidence: Mean probability of the mapped pixels; 0 where there are none.
-        expected_f1: Best F1 over all thresholds if the probabilities were true; 0 without landslides.
+        expected_f1: Best F1 over all thresholds if the probabilities were true; 0 without landslides. Networks that
+            learnt from their own answers are not calibrated, so this is a sign, not a figure.
         agreement: Dice coefficient of the mapped pixels with those of the starting model; 1 if both map nothing.
         consistency: Soft Dice coefficient of the probabilities with those under other light.
     """
@@ -76,8 +75,8 @@ class Limits:
     steady: float = 0.8
 
 
-def histogram(answers: Sequence[Path], given: Sequence[Given] = ()) -> NDArray[np.int64]:
-    """Seen pixels of all targets by probability, in ``BINS`` bins of equal width.
+def histogram(answers: Sequence[Path], given: Sequence[Given] = ()) -> Counts:
+    """Seen pixels of all targets by probability.
 
     Args:
         answers: Of the targets.
@@ -87,46 +86,8 @@ def histogram(answers: Sequence[Path], given: Sequence[Given] = ()) -> NDArray[n
     for path, labels in zip_longest(answers, given):
         with rasterio.open(path) as file:
             for window in row_windows(grid_of(path)):
-                p = file.read(1, window=window)
-                wanted = ~np.isnan(p) if labels is None else ~np.isnan(p) & (labels(window) == 1)
-                counts += np.bincount((p[wanted] * BINS).astype(np.int64).clip(0, BINS - 1), minlength=BINS)
+                counts += count(file.read(1, window=window), None if labels is None else labels(window) == 1)
     return counts
-
-
-def expected_f1(counts: NDArray[np.int64]) -> float:
-    """The best F1 that a threshold reaches if each pixel is landslide with its probability; 0 if none is.
-
-    After Lipton et al. 2014 (ECML PKDD, doi:10.1007/978-3-662-44851-9_15). Networks that learnt from their own answers
-    are not calibrated, so this is a sign, not a figure.
-
-    Args:
-        counts: Pixels by probability, in bins of equal width from 0 to 1.
-    """
-    true = counts * _centres(len(counts))
-    hit, mapped = np.cumsum(true[::-1]), np.cumsum(counts[::-1])
-    return float((2 * hit / np.maximum(true.sum() + mapped, 1e-9)).max())
-
-
-def mean(counts: NDArray[np.int64]) -> float:
-    """Mean probability, which is the share of the ground that should be landslide; bins as in ``expected_f1``."""
-    return float((counts * _centres(len(counts))).sum() / max(1, counts.sum()))
-
-
-def threshold_of_share(counts: NDArray[np.int64], share: float) -> float:
-    """The threshold, a multiple of a bin's width, at or above which nearest to a share of the pixels lies.
-
-    The highest of several, so that an empty map stays empty whatever comes.
-    """
-    above = np.cumsum(counts[::-1]) / max(1, counts.sum())  # from the highest threshold on
-    best = int(np.abs(above - share).argmin())
-    return (len(counts) - 1 - best) / len(counts)
-
-
-def _centres(bins: int) -> NDArray[np.float64]:
-    """Probabilities of bins; almost all pixels lie in the lowest, where half a bin each would be far too much."""
-    centre: NDArray[np.float64] = (np.arange(bins) + 0.5) / bins
-    centre[0] = 0.0
-    return centre
 
 
 def signs_of(

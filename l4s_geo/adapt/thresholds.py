@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
-
-from l4s_geo.adapt.guard import BINS, mean, threshold_of_share
+from l4s_geo.expectation import BINS, Counts, mean, threshold_of_share
 
 #: What is mapped, by preset, as a multiple of ``extent``.
 EXTENT = {"balanced": 1.0, "recall": 1.5, "precision": 0.6}
@@ -15,18 +12,18 @@ EXTENT = {"balanced": 1.0, "recall": 1.5, "precision": 0.6}
 KNOWN = 0.8
 
 
-def by_preset(counts: NDArray[np.int64], known: NDArray[np.int64] | None = None) -> dict[str, float]:
+def by_preset(counts: Counts, known: Counts | None = None) -> dict[str, float]:
     """Thresholds that map ``EXTENT`` times as much ground as is to be expected.
 
     Args:
-        counts: Pixels by probability, as ``guard.histogram`` counts them.
+        counts: Pixels by probability, as ``expectation.count`` counts them.
         known: Those of them that were given as landslide; None if nothing was given.
     """
     share = extent(counts, known)
     return {name: threshold_of_share(counts, times * share) for name, times in EXTENT.items()}
 
 
-def extent(counts: NDArray[np.int64], known: NDArray[np.int64] | None = None) -> float:
+def extent(counts: Counts, known: Counts | None = None) -> float:
     """Share of the ground that should be mapped; arguments as in ``by_preset``.
 
     It is what the probabilities promise, their mean. Given landslides are seen more often than landslides occur, so

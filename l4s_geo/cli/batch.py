@@ -135,10 +135,9 @@ def table(outcomes: list[Outcome]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table("scene", "", "landslides", "ha", "seconds", box=None, pad_edge=False)
+    shown = Table("scene", "", "landslides", "ha", "expected F1", "seconds", box=None, pad_edge=False)
     for o in outcomes:
-        found = (f"{o.summary['landslides']}", f"{o.summary['area_m2'] / 1e4:,.1f}") if o.summary else ("", "")
-        shown.add_row(o.job.name, o.state, *found, f"{o.seconds:.0f}")
+        shown.add_row(o.job.name, o.state, *_figures(o.summary), f"{o.seconds:.0f}")
     text = StringIO()
     Console(file=text, width=160).print(shown)
     failed = [f"{o.job.name}: {o.error}" for o in outcomes if o.error]
@@ -148,3 +147,11 @@ def table(outcomes: list[Outcome]) -> str:
         if (count := sum(o.state == state for o in outcomes))
     )
     return "\n".join([text.getvalue().rstrip(), states or "no scenes", *failed])
+
+
+def _figures(summary: dict[str, Any] | None) -> tuple[str, str, str]:
+    """Number of landslides, their area and the expected F1 of a scene, empty where they are not known."""
+    if not summary:
+        return "", "", ""
+    expected = summary["expected_f1"]
+    return f"{summary['landslides']}", f"{summary['area_m2'] / 1e4:,.1f}", "" if expected is None else f"{expected:.2f}"

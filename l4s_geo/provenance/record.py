@@ -71,6 +71,11 @@ def models_used(models: Iterable[Model]) -> list[dict[str, Any]]:
     ]
 
 
+def calibrated(models: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the probabilities of models, as ``models_used`` has them, were fitted to labels."""
+    return bool(models) and all(model.get("calibration") for model in models)
+
+
 @contextmanager
 def inputs_of(files: Mapping[str, Sequence[str]] | None = None, **given: Given) -> Iterator[Future[dict[str, Any]]]:
     """Look at inputs while something else is done: all of each file is read for its checksum, in a thread.

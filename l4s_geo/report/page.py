@@ -97,6 +97,8 @@ def _key(content: Content) -> str:
         "largest landslide": area(summary["largest_m2"]) if summary["landslides"] else "–",
         "of the scene was seen": f"{100 * summary['seen_share']:.1f} %",
     }
+    if summary.get("expected_f1") is not None:
+        figures["expected F1"] = f"{summary['expected_f1']:.2f}"
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in figures.items())
 
 
