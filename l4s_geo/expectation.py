@@ -61,7 +61,7 @@ def doubts(expected: float | None) -> list[str]:
         return []
     return [
         f"the model doubts that it knows this scene (expected F1 {expected:.2f}): compare the map with the image. If "
-        "there are landslides, `l4s-map adapt` may help"
+        "there are landslides, `--normalize centre` (snow, scree) or `l4s-map adapt` may help"
     ]
 
 
