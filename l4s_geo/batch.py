@@ -24,6 +24,16 @@ LISTS = (".txt", ".csv")
 COLUMNS = ("scene", "dem", "slope", "pre", "name")
 
 
+#: Ends of the names of files beside the polygons, by the option of ``map`` that asks for them.
+BESIDE = {
+    "prob": ".tif",
+    "density": "-density.tif",
+    "report": ".html",
+    "quicklook": ".png",
+    "stac": "-item.json",
+}
+
+
 @dataclass(frozen=True)
 class Job:
     """A scene to map, and the name of its result."""
@@ -135,10 +145,7 @@ def map_batch(
     progress: Progress,
     *,
     extension: str = ".gpkg",
-    prob: bool = False,
-    density: bool = False,
-    report: bool = False,
-    quicklook: bool = False,
+    also: Iterable[str] = (),
     source: Source | None = None,
 ) -> Iterator[Outcome]:
     """Map scenes one after another; the networks are loaded once.
@@ -149,10 +156,7 @@ def map_batch(
         options: For all of them. With ``resume`` scenes whose result is there are left alone.
         progress: Says which scene is mapped, and how far.
         extension: Of the results.
-        prob: Write the probabilities too.
-        density: Write landslide area per square kilometre too.
-        report: Write a page about each scene too.
-        quicklook: Draw each scene too.
+        also: Files beside the polygons that are wanted of each scene, of ``BESIDE``.
         source: Where the probabilities are computed; by this process if not given.
 
     Yields:
@@ -165,23 +169,21 @@ def map_batch(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OutputError(f"{out} cannot be made: {e.strerror}. Choose another folder.") from e
-    source = source or Here()
+    source, wanted = source or Here(), tuple(also)
     for number, job in enumerate(jobs, 1):
         result = out / f"{job.name}{extension}"
         if options.resume and result.exists():
             yield Outcome(job, "there already")
             continue
+        beside: dict[str, Any] = {name: out / f"{job.name}{BESIDE[name]}" for name in wanted}
         own = replace(
             options,
             scene=job.scene,
             out=result,
-            prob=out / f"{job.name}.tif" if prob else None,
-            density=out / f"{job.name}-density.tif" if density else None,
-            report=out / f"{job.name}.html" if report else None,
-            quicklook=out / f"{job.name}.png" if quicklook else None,
             dem=job.dem or options.dem,
             slope=job.slope or options.slope,
             pre=job.pre or options.pre,
+            **beside,
         )
         progress.start(f"{number} of {len(jobs)}: {job.name}", 1)
         started = time.monotonic()

@@ -14,7 +14,7 @@ import rasterio
 from click.testing import CliRunner
 from shapely.geometry import box
 
-from l4s_geo.batch import Job, find_jobs, map_batch
+from l4s_geo.batch import BESIDE, Job, find_jobs, map_batch
 from l4s_geo.cli import main
 from l4s_geo.errors import InputError
 from l4s_geo.pipeline import map_scene
@@ -99,6 +99,18 @@ def test_a_failure_does_not_stop_the_rest(folder: Path, model: str, tmp_path: Pa
     assert (tmp_path / "maps" / "a.gpkg").stat().st_mtime_ns == before
 
 
+def test_all_that_a_map_can_have_beside_it(folder: Path, model: str, tmp_path: Path) -> None:  # noqa: F811
+    flags = [f"--{name}" for name in BESIDE]
+    done = run(str(folder / "a.tif"), "--out", str(tmp_path / "maps"), "--model", model, "--format", "fgb", *flags)
+    assert done.exit_code == 0, done.output
+    ends = (".fgb", ".tif", "-density.tif", ".html", ".png")
+    records = {f"a{end}{more}" for end in ends for more in ("", ".json")}
+    others = {"a-item.json", "a-item-model.json", "a.qml", "a-density.qml"}
+    assert {p.name for p in (tmp_path / "maps").iterdir()} == records | others
+    item = json.loads((tmp_path / "maps" / "a-item.json").read_text())
+    assert {Path(asset["href"]).name for asset in item["assets"].values()} >= {f"a{end}" for end in ends}
+
+
 def test_networks_are_loaded_once(folder: Path, model: str, tmp_path: Path, monkeypatch: Any) -> None:  # noqa: F811
     from l4s_geo.models import registry
 
@@ -168,7 +180,7 @@ def test_a_cluster_gives_the_same_bytes_though_a_machine_dies(
                 yield rows
 
         job = Job("scene.tif", "far")
-        (outcome,) = map_batch([job], tmp_path, local, Silent(), extension=".fgb", prob=True, source=dying)
+        (outcome,) = map_batch([job], tmp_path, local, Silent(), extension=".fgb", also=["prob"], source=dying)
         assert outcome.state == "mapped", outcome.error
         assert len(source.actors) == 2
         broken = Job("missing.tif", "missing")

@@ -48,6 +48,7 @@ def part(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, i
 )
 @click.option("--prob", is_flag=True, help="Also write the probabilities of each scene, NAME.tif.")
 @click.option("--density", is_flag=True, help="Also write landslide area per km2 of each scene, NAME-density.tif.")
+@click.option("--stac", is_flag=True, help="Also write a STAC item of each scene, NAME-item.json, and of the model.")
 @click.option("--report", is_flag=True, help="Also write a page about each scene, NAME.html.")
 @click.option("--quicklook", is_flag=True, help="Also draw each scene with its landslides, NAME.png.")
 @click.option(
@@ -76,10 +77,6 @@ def command(
     scenes: tuple[str, ...],
     out: Path,
     extension: str,
-    prob: bool,
-    density: bool,
-    report: bool,
-    quicklook: bool,
     split: tuple[int, int],
     ray: str | None,
     quiet: bool,
@@ -101,10 +98,11 @@ def command(
     """  # noqa: D301 (click wants the character itself)
     with libraries():
         import l4s_geo.models.zoo  # noqa: F401 (else imported when the networks are loaded)
-        from l4s_geo.batch import find_jobs, map_batch
+        from l4s_geo.batch import BESIDE, find_jobs, map_batch
         from l4s_geo.pipeline import MapOptions
 
     jobs = find_jobs(scenes, split)
+    also = [name for name in BESIDE if options.pop(name)]
     wanted = MapOptions(scene="", out=out, **options)
     with reporting(quiet, verbose) as progress:
         if ray:
@@ -116,10 +114,7 @@ def command(
                 wanted,
                 progress,
                 extension=f".{extension}",
-                prob=prob,
-                density=density,
-                report=report,
-                quicklook=quicklook,
+                also=also,
                 source=source,
             )
             outcomes = list(batch)
