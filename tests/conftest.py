@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from hypothesis import settings
 from numpy.typing import ArrayLike
+
+# How long an example takes says more about the machine than about the code
+settings.register_profile("tests", parent=settings(), deadline=None)
+settings.load_profile("tests")
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -93,7 +93,7 @@ def test_a_column_tells_the_classes_and_landslide_wins(write, column, values):
     assert labels.pixels(GRID) == {"background": 15**2 - 5**2 + rim - ((5 + RIM) ** 2 - 5**2), "landslide": 100}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(corner=st.tuples(st.integers(0, 110), st.integers(0, 290)), step=st.integers(7, 130))
 def test_the_rim_of_a_landslide_is_the_same_in_windows_as_in_the_whole(corner, step):
     column, row = corner
@@ -117,7 +117,7 @@ POINTS = st.tuples(st.floats(-100, 1300), st.floats(-100, 3100))
 TRIANGLES = st.lists(st.lists(POINTS, min_size=3, max_size=3, unique=True), min_size=1, max_size=6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(corners=TRIANGLES, step=st.integers(7, 130), turn=st.floats(0, 45))
 def test_windows_are_cut_from_the_whole(corners, step, turn):
     shapes = [Polygon([(UTM_10M.c + x, UTM_10M.f - y) for x, y in points]) for points in corners]

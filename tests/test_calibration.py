@@ -42,7 +42,7 @@ def outcomes(z: np.ndarray, landslide: np.ndarray) -> Outcomes:
     return found
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.floats(0.3, 1.5), st.floats(-2, 1))
 def test_the_line_that_made_the_labels_is_found(seed: int, slope: float, intercept: float) -> None:
     rng = np.random.default_rng(seed)

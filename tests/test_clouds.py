@@ -113,7 +113,7 @@ def test_it_is_off_unless_asked_for(cloudy, tmp_path):
         assert not any("cloud" in note for note in scene.notes)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(0, 39), st.integers(0, 49), st.integers(1, 40), st.integers(1, 50))
 def test_clouds_do_not_depend_on_the_window(seed, row, col, h, w):
     rng = np.random.default_rng(seed)

@@ -44,7 +44,7 @@ def test_border_moves_to_where_the_image_changes() -> None:
 
 
 @needs_crf
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.floats(0.2, 0.8),

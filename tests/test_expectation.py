@@ -21,7 +21,7 @@ from tests.test_pipeline import model, scene  # noqa: F401 (fixtures)
 probabilities = st.lists(st.integers(1, BINS - 1), min_size=1, max_size=60)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(probabilities)
 def test_it_is_the_best_f1_of_all_thresholds(steps: list[int]) -> None:
     prob = np.array(steps, np.float64) / BINS + 0.5 / BINS

@@ -78,7 +78,7 @@ def image(tmp_path):
 PROBABILITIES = st.one_of(st.just(0.0), st.floats(0.02, 1.0))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(p=st.lists(PROBABILITIES, min_size=1, max_size=60))
 def test_the_expected_f1_is_the_best_of_all_thresholds(p):
     p = np.array(p)
@@ -96,7 +96,7 @@ def test_background_that_is_nearly_certain_is_no_landslide():
     assert mean(counts) == pytest.approx(0.9905 * 500 / (10**6 + 500))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(p=st.lists(PROBABILITIES, min_size=1, max_size=60), share=st.floats(0, 1))
 def test_no_threshold_maps_nearer_to_the_share(p, share):
     p = (np.array(p) * BINS).astype(int).clip(0, BINS - 1)

@@ -66,7 +66,7 @@ def lovasz_hinge(z, y):
     return total
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999))
 def test_entropies_and_overlap_match_their_float64_definition(seed):
     z, truth = batch(seed)
@@ -85,7 +85,7 @@ def test_entropies_and_overlap_match_their_float64_definition(seed):
     assert value(focal, z, truth, gamma=3.0, alpha=0.3) == pytest.approx(lin.mean(), rel=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999))
 def test_balanced_entropy_weighs_each_image_by_its_own_classes(seed):
     z, truth = batch(seed)
@@ -99,7 +99,7 @@ def test_balanced_entropy_weighs_each_image_by_its_own_classes(seed):
     assert value(balanced_cross_entropy, z, truth) == pytest.approx(total / weights, rel=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999))
 def test_lovasz_hinge_matches_its_float64_definition(seed):
     z, truth = batch(seed)

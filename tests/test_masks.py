@@ -62,7 +62,7 @@ def pixels(path, band=1):
 # --- where one looks ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(0, 5))
 def test_a_window_sees_the_area_and_its_margin_as_the_whole_does(seed, margin):
     rng = np.random.default_rng(seed)
@@ -340,7 +340,7 @@ class Pixels:
         return self.values[window.toslices()]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
 def test_density_times_seen_ground_is_the_area_of_the_landslides(seed, h, w, parts):
     """Cells of 3 x 3 pixels of 300 m, cut at the border; in whatever parts the landslides come."""

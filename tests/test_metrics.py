@@ -197,7 +197,6 @@ def test_background_hides_what_mapped_pixels_are_off() -> None:
     assert isnan(calibration_of(prob[:9], truth[:9]).score()["ece_mapped"])
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_calibration_error_as_defined(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -232,7 +231,7 @@ def test_a_perfect_ranking_saves_all_one_by_chance_nothing_and_a_wrong_one_costs
     assert risk_of(np.where(wrong, 0.01, 0.4), wrong).score()["aurc"] > 0.3
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_area_is_the_mean_risk_over_all_coverages(seed: int) -> None:
     rng = np.random.default_rng(seed)

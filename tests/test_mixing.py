@@ -21,7 +21,7 @@ from l4s_geo.train.losses import (
 from l4s_geo.train.mixing import Mixed, Mixing, cutmix, cutout, mix, mix_up, rectangles
 
 seeds = st.integers(0, 9999)
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 
 
 def generator(seed):

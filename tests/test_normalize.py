@@ -18,7 +18,7 @@ def blocks(image, valid, at):
         yield image[:, r0:r1], valid[r0:r1]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 59), max_size=4, unique=True))
 def test_streaming_does_not_depend_on_how_the_scene_is_cut(seed, cuts):
     rng = np.random.default_rng(seed)

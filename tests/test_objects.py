@@ -51,7 +51,7 @@ def brute(mapped: Bools, landslide: Bools, known: Bools) -> list[list[tuple[floa
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.floats(0.1, 0.7), st.floats(0, 0.5))
 def test_strips_give_the_objects_of_the_whole(seed: int, height: int, share: float, unknown: float) -> None:
     rng = np.random.default_rng(seed)
@@ -162,7 +162,7 @@ def test_the_frame_is_no_edge() -> None:
     assert edges_of(whole, whole).sum() == 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(0, 4))
 def test_strips_give_the_edges_of_the_whole_and_of_distances(seed: int, height: int, tolerance: int) -> None:
     rng = np.random.default_rng(seed)

@@ -562,9 +562,7 @@ EXAMPLES = int(os.environ.get("L4S_FUZZ", "8"))
 
 
 @pytest.mark.parametrize("name", DAMAGED)
-@settings(
-    max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=EXAMPLES, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(draw=st.data())
 def test_damaged_files_are_read_or_refused(name: str, draw: st.DataObject, here: Path) -> None:
     whole = here / "whole"

@@ -75,7 +75,7 @@ def cut_rasters(draw: st.DrawFn) -> tuple[NDArray[np.float32], tuple[int, ...]]:
     return prob, tuple(row for row in range(1, h) if rng.random() < 0.4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cut_rasters())
 def test_polygons_are_the_components_of_the_whole(case: tuple[NDArray[np.float32], tuple[int, ...]]) -> None:
     prob, cuts = case
@@ -96,7 +96,7 @@ def test_polygons_are_the_components_of_the_whole(case: tuple[NDArray[np.float32
         assert row.edge == near[mine].any()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cut_rasters())
 def test_cuts_change_nothing(case: tuple[NDArray[np.float32], tuple[int, ...]]) -> None:
     prob, cuts = case
@@ -107,7 +107,7 @@ def test_cuts_change_nothing(case: tuple[NDArray[np.float32], tuple[int, ...]]) 
         np.testing.assert_allclose(cut[column].astype(float), whole[column].astype(float), rtol=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cut_rasters(), st.integers(1, 4))
 def test_parts_make_the_whole(case: tuple[NDArray[np.float32], tuple[int, ...]], size: int) -> None:
     prob, cuts = case
@@ -119,7 +119,7 @@ def test_parts_make_the_whole(case: tuple[NDArray[np.float32], tuple[int, ...]],
     assert pd.concat(unseen)["id"].tolist() == list(range(1, sum(map(len, unseen)) + 1))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cut_rasters())
 def test_not_seen_is_where_probability_is_missing(case: tuple[NDArray[np.float32], tuple[int, ...]]) -> None:
     prob, cuts = case
@@ -129,7 +129,7 @@ def test_not_seen_is_where_probability_is_missing(case: tuple[NDArray[np.float32
     assert found["area_m2"].sum() == pytest.approx(100 * np.isnan(prob).sum(), rel=1e-2)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cut_rasters())
 def test_closing_every_hole_fills_each_landslide(case: tuple[NDArray[np.float32], tuple[int, ...]]) -> None:
     prob, cuts = case
@@ -154,7 +154,7 @@ def cut_masks(draw: st.DrawFn) -> tuple[NDArray[np.bool_], tuple[int, ...]]:
     return mask > np.quantile(mask, rng.random()), tuple(row for row in range(1, h) if rng.random() < 0.3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cut_masks())
 def test_outlines_are_those_of_gdal(case: tuple[NDArray[np.bool_], tuple[int, ...]]) -> None:
     mask, cuts = case

@@ -234,7 +234,7 @@ def test_hokkaido_landslides_are_new_and_those_of_a_later_image_are_not():
 # --- alignment ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.floats(-30, 30), st.floats(-30, 30), st.floats(0.5, 2))
 def test_shifts_are_found_to_a_part_of_a_pixel(east, south, gain):
     one = look(AT, (256, 128))[0]
@@ -289,7 +289,7 @@ class Image:
         return self.values[(slice(None), *window.toslices())], self.valid[window.toslices()]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 40), st.integers(1, 30))
 def test_contrasts_do_not_depend_on_the_strip(seed, h, w, rows):
     from l4s_geo.normalize import Normalizer

@@ -336,7 +336,7 @@ ANY = st.recursive(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_damaged_record_is_refused_or_harmless(place: Path, data: st.DataObject) -> None:
     content = load(place / "out.gpkg.json")

@@ -688,7 +688,7 @@ def test_any_bytes_are_xml_or_refused(data: bytes) -> None:
         assert parse_xml(data, "here").tag
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_zip_is_read_or_refused(data: st.DataObject, products: dict[str, Path], tmp_path: Path) -> None:
     """Whatever is wrong in the directory of a zip, it ends in a message for the user."""

@@ -269,7 +269,7 @@ def warped(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     return open_scene(path, dem=write_raster(folder / "dem.tif", dem, crs=DEGREES, transform=around))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_window_is_the_same_part_of_the_whole(warped: Scene, data: st.DataObject) -> None:
     image, valid = whole(warped)

@@ -387,7 +387,7 @@ def test_areas_across_the_date_line() -> None:
         assert share_covered(footprint(pystac.Item.from_dict(whole)), area) == pytest.approx(0.5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), junk=JUNK)
 def test_odd_items_are_left_out_and_do_not_break_a_search(data: st.DataObject, junk: Any) -> None:
     odd: Any = copy.deepcopy(SCENES[3]) | {"links": [{"rel": "self", "href": "https://host.invalid/x"}]}

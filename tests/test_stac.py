@@ -598,7 +598,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), junk=JUNK)
 def test_odd_items_give_a_message_and_never_another_error(folder: Path, data: st.DataObject, junk: Any) -> None:
     found = json.loads((folder / "item.json").read_text())

@@ -87,7 +87,7 @@ def test_padding_reflects_from_one_pixel_up(h, w):
     assert set(np.unique(padded)) == set(np.unique(x))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes, sizes, st.sampled_from([8, 16, 32]), st.data())
 def test_constant_in_constant_out_for_every_size_stride_and_nodata(h, w, patch, data):
     stride = data.draw(st.integers(max(1, patch // 4), patch))
@@ -106,7 +106,7 @@ def test_constant_in_constant_out_for_every_size_stride_and_nodata(h, w, patch, 
     assert set(out[~np.isnan(out)]) <= {np.float32(expected)}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes, sizes, st.sampled_from([8, 16, 32]), st.booleans(), st.data())
 def test_a_pointwise_model_is_stitched_exactly(h, w, patch, tta, data):
     stride = data.draw(st.integers(max(1, patch // 4), patch))
@@ -121,7 +121,7 @@ def test_a_pointwise_model_is_stitched_exactly(h, w, patch, tta, data):
         np.testing.assert_allclose(out[member][valid], expected[valid], rtol=0, atol=5e-7)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes, sizes, st.sampled_from([8, 16, 32]), st.data())
 def test_patches_that_agree_are_blended_exactly(h, w, patch, data):
     stride = data.draw(st.integers(max(1, patch // 4), patch))
@@ -137,7 +137,7 @@ def test_patches_that_agree_are_blended_exactly(h, w, patch, data):
     assert np.array_equal(out, field)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.integers(0, 60))
 def test_a_shifted_nodata_hole_changes_nothing_outside_a_patchs_reach(r0, c0, r1, c1):
     size, patch, stride, hole = 70, 16, 8, 9
@@ -183,7 +183,7 @@ def test_every_row_is_read_once():
     assert sum(n for _, n in reads) == 100
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(sizes, sizes, st.sampled_from([8, 16, 32]), st.data())
 def test_a_run_that_begins_or_ends_anywhere_gives_the_same_bytes(h, w, patch, data):
     stride = data.draw(st.integers(max(1, patch // 4), patch))

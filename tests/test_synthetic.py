@@ -155,7 +155,7 @@ def test_unwritable_folder_is_refused(tmp_path, scene):
         write_scene(scene, tmp_path / "file")
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999), st.integers(1, 70), st.integers(1, 70))
 def test_noise_is_standardized_and_smoother_with_beta(seed, height, width):
     rough, smooth = (fractal(np.random.default_rng(seed), (height, width), 20, b) for b in (1.0, 4.0))
@@ -166,7 +166,7 @@ def test_noise_is_standardized_and_smoother_with_beta(seed, height, width):
         assert np.abs(np.diff(smooth)).mean() < np.abs(np.diff(rough)).mean()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 999), st.integers(3, 20), st.integers(3, 20))
 def test_all_water_reaches_an_outlet(seed, height, width):
     """Also out of hollows: the catchments of the outlets add up to all cells."""
