@@ -56,7 +56,8 @@ def test_sure_and_unsure_maps() -> None:
 
 def mapped(scene: Path, model: str, folder: Path, verb: str = "map") -> dict[str, object]:  # noqa: F811
     out = ["--out", str(folder / f"{verb}.gpkg"), "--json", "-q"]
-    more = ["--model", model, "--prob", str(folder / "p.tif")] if verb == "map" else []
+    others = ["--prob", str(folder / "p.tif"), "--stac", str(folder / "item.json")]
+    more = ["--model", model, *others] if verb == "map" else []
     done = CliRunner().invoke(main, [verb, str(scene), *out, *more])
     assert done.exit_code == 0, done.output
     summary: dict[str, object] = json.loads(done.stdout)
@@ -84,6 +85,8 @@ def test_who_maps_hears_it(line: tuple[float, float], sure: bool, scene: Path, m
     assert (expected >= 0.5) == sure
     assert any("doubts that it knows this scene" in note for note in summary["notes"]) != sure  # type: ignore[attr-defined]
     assert json.loads((tmp_path / "map.gpkg.json").read_text())["expected_f1"] == summary["expected_f1"]
+    properties = json.loads((tmp_path / "item.json").read_text())["properties"]
+    assert properties["l4s:expected_f1"] == summary["expected_f1"]
     again = mapped(tmp_path / "p.tif", model, tmp_path, "polygonize")
     assert again["expected_f1"] == summary["expected_f1"]
     assert again["notes"] == summary["notes"]

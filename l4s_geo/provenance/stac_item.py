@@ -110,6 +110,7 @@ def map_item(
             "l4s:area_m2": summary["area_m2"],
             "l4s:seen_share": summary["seen_share"],
             "l4s:threshold": summary["threshold"],
+            **({} if summary["expected_f1"] is None else {"l4s:expected_f1": summary["expected_f1"]}),
             **_processing(record),
         },
         stac_extensions=[PROCESSING, FileExtension.get_schema_uri()],
