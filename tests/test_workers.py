@@ -25,7 +25,11 @@ import os, sys, time
 from l4s_geo.workers import processes
 if __name__ == "__main__":
     with processes(2) as pool:
-        print(*{pool.submit(os.getpid).result() for _ in range(20)}, flush=True)
+        pids = set()
+        while len(pids) < 2:  # one that is still being started would say so when it is ended
+            found = [pool.submit(os.getpid) for _ in range(20)]
+            pids |= {f.result() for f in found}
+        print(*pids, flush=True)
         list(pool.map(time.sleep, [0.5] * 1000))
 """
 
