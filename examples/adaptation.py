@@ -70,6 +70,7 @@ CASES = {
     "auto + 20 polygons": Case(polygons=20),
     "auto + source + 20 polygons": Case(source=True, polygons=20),
     **{f"auto, {n} rounds": Case(more={"rounds": n}) for n in (1, 3, 12)},
+    "auto + 20 polygons, 12 rounds": Case(polygons=20, more={"rounds": 12}),
     "auto, one round of 300 steps": Case(more={"rounds": 1, "steps": 300}),
     **{f"auto, statistics: {s}": Case(changes={CANDIDATES: ""}, statistics=s) for s in ("scene", "centre", "model")},
     "auto + source, shared norms": Case(source=True, changes={"domain_norm = true": ""}),
