@@ -145,7 +145,7 @@ def map_batch(
     progress: Progress,
     *,
     extension: str = ".gpkg",
-    also: Iterable[str] = (),
+    also: Sequence[str] = (),
     source: Source | None = None,
 ) -> Iterator[Outcome]:
     """Map scenes one after another; the networks are loaded once.
@@ -169,13 +169,13 @@ def map_batch(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OutputError(f"{out} cannot be made: {e.strerror}. Choose another folder.") from e
-    source, wanted = source or Here(), tuple(also)
+    source = source or Here()
     for number, job in enumerate(jobs, 1):
         result = out / f"{job.name}{extension}"
         if options.resume and result.exists():
             yield Outcome(job, "there already")
             continue
-        beside: dict[str, Any] = {name: out / f"{job.name}{BESIDE[name]}" for name in wanted}
+        beside: dict[str, Any] = {name: out / f"{job.name}{BESIDE[name]}" for name in also}
         own = replace(
             options,
             scene=job.scene,
