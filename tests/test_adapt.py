@@ -16,7 +16,9 @@ from shapely.geometry import box
 
 from l4s_geo.adapt import loop, method, rounds
 from l4s_geo.adapt.labels import RIM
+from l4s_geo.calibration import Calibration
 from l4s_geo.cli import main
+from l4s_geo.data.patches import STEPS
 from l4s_geo.data.synth_l4s import write_synthetic
 from l4s_geo.models import registry, zoo
 from l4s_geo.models.card import Card
@@ -393,26 +395,57 @@ def test_the_round_before_the_collapse_is_kept(place, tmp_path, quick, monkeypat
     assert Card.load(tmp_path / "a").thresholds == Card.load(tmp_path / "a" / "round-1").thresholds
 
 
+LINE = {"method": "platt", "slope": 0.5, "intercept": -1.0}
+
+
+@pytest.fixture
+def calibrated(place, tmp_path):
+    """Model m with a calibration."""
+    shutil.copytree(place / "m", tmp_path / "calibrated")
+    start = Card.load(place / "m").calibrated(LINE)
+    start.save(tmp_path / "calibrated")
+    return start
+
+
 @pytest.mark.parametrize("collapses", [False, True])
-def test_only_a_model_that_has_not_learnt_keeps_its_calibration(place, tmp_path, quick, monkeypatch, collapses):
-    shutil.copytree(place / "m", tmp_path / "m")
-    plain = Card.load(place / "m")
-    start = plain.calibrated({"method": "platt", "slope": 0.5, "intercept": -1.0})
-    start.save(tmp_path / "m")
+def test_only_a_model_that_has_not_learnt_keeps_its_calibration(
+    place, tmp_path, quick, monkeypatch, calibrated, collapses
+):
     if collapses:
         monkeypatch.setattr(rounds, "train", spoilt(9.0))
-    found = done(place, tmp_path / "a", "--model", tmp_path / "m")
+    found = done(place, tmp_path / "a", "--model", tmp_path / "calibrated")
     card, same = Card.load(tmp_path / "a"), done(place, tmp_path / "b")
     assert found["kept"] == same["kept"] == (0 if collapses else 1)
     assert found["rounds"] == same["rounds"]
     if collapses:
-        assert card.calibration == start.calibration
-        assert card.thresholds == start.thresholds
-        assert card.training["calibration"] is None
+        assert card.calibration == calibrated.calibration
+        assert card.thresholds == calibrated.thresholds
     else:
         assert card.calibration == {}
         assert card.thresholds == Card.load(tmp_path / "b").thresholds
-        assert "left out" in card.training["calibration"]
+
+
+def test_a_model_that_has_learnt_calibrated_probabilities_is_taken_at_its_word(place, tmp_path, quick, calibrated):
+    soft = ROUND.replace("top-share", "soft").replace(", share = 1.0", "")
+    (tmp_path / "soft.toml").write_text(STAGE + soft)
+    how = ("--method", tmp_path / "soft.toml")
+    done(place, tmp_path / "a", *how, "--model", tmp_path / "calibrated")
+    done(place, tmp_path / "b", *how)
+    taught, plain = (labels_of(tmp_path / x / "round-1" / "pseudo" / "hill") for x in "ab")
+    known = plain != 255
+    assert np.array_equal(known, taught != 255)
+    line = Calibration.from_dict(LINE)
+    said = (plain[known] - 2.0) / STEPS
+    low, high = (line.apply(np.clip(said + half / STEPS, 1e-9, 1 - 1e-9)) for half in (-0.5, 0.5))
+    learnt = (taught[known] - 2.0) / STEPS
+    assert ((low - 0.5001 / STEPS <= learnt) & (learnt <= high + 0.5001 / STEPS)).all()
+    assert np.abs(learnt - said).max() > 0.1
+    card = Card.load(tmp_path / "a")
+    assert Calibration.from_dict(card.calibration) == Calibration()
+    assert card.calibration["split"] == "learnt from m, not fitted"
+    assert Card.load(tmp_path / "b").calibration == {}
+    made = run_in(place, "hill/rgb.tif", "--model", tmp_path / "a", "--out", tmp_path / "a.gpkg", "--json")
+    assert 0 <= json.loads(made.stdout)["expected_f1"] <= 1
 
 
 def test_where_the_model_finds_nothing_no_round_is_tried(place, tmp_path, monkeypatch):

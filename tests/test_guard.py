@@ -156,6 +156,17 @@ def test_signs_are_those_of_whole_arrays(tmp_path, monkeypatch):
     best = max(2 * p[p >= t].sum() / (p.sum() + (p >= t).sum()) for t in np.linspace(0, 1, 200))
     assert found.expected_f1 == pytest.approx(best, abs=0.002)
     assert (found.consistency, asked) == (0.77, [0.3])
+    assert found.known is None
+
+
+def test_given_landslides_that_are_mapped_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "under_other_light", lambda *a: (0.1, 0.77))
+    p = np.random.default_rng(6).random((300, 40)).astype(np.float32)
+    p[:, :5] = np.nan
+    path = write_raster(tmp_path / "now.tif", np.stack([p, p]), nodata=np.nan)
+    labels = np.random.default_rng(7).choice([0, 1, 255], p.shape).astype(np.uint8)
+    found = signs_of(teacher(by_light), [], [path], [path], (0.3, 0.8), [lambda window: labels[window.toslices()]])
+    assert found.known == pytest.approx((p[(labels == 1) & ~np.isnan(p)] >= 0.3).mean(), abs=1e-9)
 
 
 def test_maps_that_are_both_empty_agree(tmp_path, monkeypatch):
@@ -217,6 +228,9 @@ def test_every_valid_pixel_may_be_looked_at(image, monkeypatch, case):
         ({"share": 0.0201}, []),
         ({"share": 0.081}, ["grew from 4.00% to 8.10%"]),
         ({"share": 0.0199}, ["shrank from 4.00% to 1.99%"]),
+        ({"share": 0.0199, "known": 0.49}, ["shrank from 4.00% to 1.99%"]),
+        ({"share": 0.0199, "known": 0.5}, []),
+        ({"share": 0.081, "known": 1.0}, ["grew"]),
         ({"agreement": 0.49}, ["only 49% of the landslides agree"]),
         ({"consistency": 0.89}, ["89% of the landslides stay instead of 95%"]),
         ({"share": 0.0, "agreement": 0.0}, ["shrank", "only 0%"]),

@@ -41,6 +41,7 @@ class Signs:
             learnt from their own answers are not calibrated, so this is a sign, not a figure.
         agreement: Dice coefficient of the mapped pixels with those of the starting model; 1 if both map nothing.
         consistency: Soft Dice coefficient of the probabilities with those under other light.
+        known: Share of the pixels of given landslides that is mapped; None where none were given.
     """
 
     share: float
@@ -50,6 +51,7 @@ class Signs:
     expected_f1: float
     agreement: float
     consistency: float
+    known: float | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Limits:
 
     Attributes:
         growth: The mapped share may grow by this factor.
-        shrink: And shrink by this one.
+        shrink: And shrink by this one, unless ``known`` is mapped.
+        known: Share of the pixels of given landslides. A model that maps too much may learn from them to map far less.
         agreement: Least agreement.
         consistency: The consistency may fall by this much.
         pixels: Fewest pixels that the starting model must map for there to be something to learn from.
@@ -68,6 +71,7 @@ class Limits:
 
     growth: float = 2.0
     shrink: float = 2.0
+    known: float = 0.5
     agreement: float = 0.5
     consistency: float = 0.05
     pixels: int = 200
@@ -96,6 +100,7 @@ def signs_of(
     answers: Sequence[Path],
     start: Sequence[Path],
     thresholds: tuple[float, float],
+    given: Sequence[Given] = (),
 ) -> Signs:
     """Measure the signs of a model, window by window.
 
@@ -105,6 +110,7 @@ def signs_of(
         answers: What it says about them, as ``l4s_geo.train.teacher.answer`` writes it.
         start: What the starting model says.
         thresholds: Of the model and of the starting model.
+        given: By target, a reader of given labels; none if there are none.
     """
     pixels, entropy, confidence = 0, 0.0, 0.0
     mapped = np.zeros(3, np.int64)  # by the model, by the starting model, by both
@@ -125,7 +131,13 @@ def signs_of(
         expected_f1=expected_f1(histogram(answers)),
         agreement=float(2 * mapped[2] / either) if either else 1.0,
         consistency=under_other_light(teacher, images, thresholds[0])[1],
+        known=_share_over(histogram(answers, given), thresholds[0]) if given else None,
     )
+
+
+def _share_over(counts: Counts, threshold: float) -> float:
+    """Share of the counted pixels at or over a threshold."""
+    return float(counts[round(BINS * threshold) :].sum() / max(1, counts.sum()))
 
 
 def _pairs(answers: Sequence[Path], start: Sequence[Path]) -> Iterator[tuple[Floats, Floats]]:
@@ -203,7 +215,7 @@ def faults(start: Signs, now: Signs, limits: Limits) -> Iterator[str]:
     if start.pixels >= limits.pixels:  # else there is nothing to compare with, and only given labels have taught
         if now.share > limits.growth * start.share:
             yield f"the mapped share grew from {start.share:.2%} to {now.share:.2%}"
-        if now.share * limits.shrink < start.share:
+        if now.share * limits.shrink < start.share and (now.known is None or now.known < limits.known):
             yield f"the mapped share shrank from {start.share:.2%} to {now.share:.2%}"
         if now.agreement < limits.agreement:
             yield f"only {now.agreement:.0%} of the landslides agree with those of the starting model"

@@ -27,11 +27,9 @@ from l4s_geo.models.card import CARD, Card
 from l4s_geo.outputs import writing
 from l4s_geo.progress import Progress
 from l4s_geo.results import limited_cache
+from l4s_geo.train.pseudo import Soft
 from l4s_geo.train.targets import IMAGE, copy_target, find_targets, grid_of
 from l4s_geo.vector import existing
-
-#: Said of a model that has learnt.
-_LEFT_OUT = "left out: it was fitted to the starting model, and here is no truth to fit another one to"
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ def adapt(options: AdaptOptions, progress: Progress) -> Adapted:
         ]
         if labels:
             check_on_targets(labels, [grid_of(image) for image in images])
-        run = Run(options, method, model.card.uncalibrated(), targets, images, labels, progress)
+        run = Run(options, method, model.card, targets, images, labels, progress)
         tried = first(run, model.folder)
         rounds = [entry_of(run, 0, {})]
         reasons = () if labels else tuple(nothing_to_learn(rounds[0].signs, Limits()))
@@ -106,17 +104,11 @@ def adapt(options: AdaptOptions, progress: Progress) -> Adapted:
             rounds.append(learn(run, number, how, rounds[0].signs))
             if rounds[-1].faults:
                 break
-        return _finish(run, tuple(rounds), reasons, tried, model.card)
+        return _finish(run, tuple(rounds), reasons, tried)
 
 
-def _finish(
-    run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], tried: dict[str, float], given: Card
-) -> Adapted:
-    """Publish the last round that the guard found safe, and report.
-
-    Networks that have learnt from their own answers are no longer as sure as they were when the calibration of the
-    ``given`` model was fitted; there is no truth to fit another one to, so they are taken at their word.
-    """
+def _finish(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], tried: dict[str, float]) -> Adapted:
+    """Publish the last round that the guard found safe, and report."""
     out = run.options.out
     kept = max(r.number for r in rounds if not r.faults)
     best, start = Card.load(run.folder(kept)), run.card
@@ -138,7 +130,6 @@ def _finish(
             "settings": run.options.named() | {"scenes": [t.name for t in run.targets]},
             "kept": kept,
             "verdict": verdict,
-            "calibration": _LEFT_OUT if kept and given.calibration else None,
             "rounds": [asdict(r) for r in rounds],
             "before": before,
         },
@@ -147,11 +138,25 @@ def _finish(
         for network in card.networks:
             shutil.copyfile(run.folder(kept) / network.weights, out / network.weights)
         page = write_report(_report(run, rounds, tried, card, verdict), out)
-        if kept == 0:
-            card = card.calibrated(given.calibration)
+        card = card.calibrated(_calibration(run, kept))
         card.save(out)
         _tidy(out)
     return Adapted(card, kept, verdict, rounds, page, before)
+
+
+def _calibration(run: Run, kept: int) -> dict[str, Any]:
+    """Of the model of a round: networks that have learnt probabilities say probabilities.
+
+    The line of the starting model no longer fits networks that have learnt, and there is no truth to fit another to.
+    What they learnt from was either calibrated by that line, so that they are taken at their word, or was not, so that
+    nothing is known.
+    """
+    given = run.given_card
+    if kept == 0 or not given.calibration:
+        return given.calibration
+    if not all(isinstance(r.select, Soft) for r in run.method.recipe.rounds):
+        return {}
+    return {"method": "platt", "slope": 1.0, "intercept": 0.0, "split": f"learnt from {given.name}, not fitted"}
 
 
 def _finished(options: AdaptOptions) -> Adapted:

@@ -19,6 +19,7 @@ from l4s_geo.adapt.method import Method
 from l4s_geo.adapt.options import AdaptOptions
 from l4s_geo.adapt.report import RoundEntry
 from l4s_geo.adapt.thresholds import by_preset
+from l4s_geo.calibration import Calibration
 from l4s_geo.data.crops import Area, seed_of
 from l4s_geo.data.ondisk import open_area
 from l4s_geo.evaluation.evaluate import evaluate
@@ -28,7 +29,7 @@ from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer
 from l4s_geo.outputs import writing
 from l4s_geo.progress import Progress
-from l4s_geo.train.pseudo import Certain
+from l4s_geo.train.pseudo import Certain, Soft
 from l4s_geo.train.recipe import Round
 from l4s_geo.train.rounds import PSEUDO, TARGET_DOMAIN
 from l4s_geo.train.run import TrainOptions
@@ -70,7 +71,7 @@ class Run:
     Attributes:
         options: As asked for.
         method: How.
-        card: Of the starting model as it was given.
+        given_card: Of the starting model.
         targets: Scenes.
         images: Their copies.
         labels: Polygons, if there are any.
@@ -79,11 +80,21 @@ class Run:
 
     options: AdaptOptions
     method: Method
-    card: Card
+    given_card: Card
     targets: Sequence[Target]
     images: Sequence[Path]
     labels: Labels | None
     progress: Progress
+
+    @property
+    def card(self) -> Card:
+        """Of the starting model with its networks taken at their word, as signs and maps of the rounds take them."""
+        return self.given_card.uncalibrated()
+
+    @property
+    def calibration(self) -> Calibration:
+        """What makes probabilities of what the starting model says."""
+        return Calibration.from_dict(self.given_card.calibration)
 
     def folder(self, number: int) -> Path:
         """Model directory of a round."""
@@ -188,6 +199,7 @@ def entry_of(run: Run, number: int, selected: Selected, start: Signs | None = No
         run.answers(number),
         run.answers(0),
         (threshold, origin.thresholds["balanced"]),
+        run.given(),
     )
     found = tuple(faults(start, signs, Limits())) if start else ()
     return RoundEntry(number, selected, signs, found, figures(run, run.answers(number), threshold))
@@ -263,7 +275,10 @@ def _select(run: Run, number: int, how: Round, part: TrainOptions) -> Selected:
     if isinstance(how.select, Certain):
         said = run.answers(knows, "doubts")
         _look(run, _teacher(run, knows, card, how), said)
-    selected = select(run.targets, run.images, said, out, how.select, card.thresholds["balanced"], run.given())
+    # Networks that are taught calibrated probabilities are calibrated; hard labels are chosen as their methods say
+    calibration = run.calibration if knows == 0 and isinstance(how.select, Soft) else Calibration()
+    threshold = float(calibration.apply(card.thresholds["balanced"]))
+    selected = select(run.targets, run.images, said, out, how.select, threshold, run.given(), calibration)
     if run.labels:
         for target in run.targets:
             write_focus(run.labels, out / target.name, out / f"{target.name}{FOCUS}")
