@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -418,6 +419,7 @@ def test_only_a_model_that_has_not_learnt_keeps_its_calibration(
     assert found["kept"] == same["kept"] == (0 if collapses else 1)
     assert found["rounds"] == same["rounds"]
     if collapses:
+        assert "It expects an F1 of 0." in found["verdict"]
         assert card.calibration == calibrated.calibration
         assert card.thresholds == calibrated.thresholds
     else:
@@ -429,8 +431,8 @@ def test_a_model_that_has_learnt_calibrated_probabilities_is_taken_at_its_word(p
     soft = ROUND.replace("top-share", "soft").replace(", share = 1.0", "")
     (tmp_path / "soft.toml").write_text(STAGE + soft)
     how = ("--method", tmp_path / "soft.toml")
-    done(place, tmp_path / "a", *how, "--model", tmp_path / "calibrated")
-    done(place, tmp_path / "b", *how)
+    verdict = done(place, tmp_path / "a", *how, "--model", tmp_path / "calibrated")["verdict"]
+    assert "expected F1" not in done(place, tmp_path / "b", *how)["verdict"]
     taught, plain = (labels_of(tmp_path / x / "round-1" / "pseudo" / "hill") for x in "ab")
     known = plain != 255
     assert np.array_equal(known, taught != 255)
@@ -444,8 +446,11 @@ def test_a_model_that_has_learnt_calibrated_probabilities_is_taken_at_its_word(p
     assert Calibration.from_dict(card.calibration) == Calibration()
     assert card.calibration["split"] == "learnt from m, not fitted"
     assert Card.load(tmp_path / "b").calibration == {}
-    made = run_in(place, "hill/rgb.tif", "--model", tmp_path / "a", "--out", tmp_path / "a.gpkg", "--json")
-    assert 0 <= json.loads(made.stdout)["expected_f1"] <= 1
+    promised = re.search(r"expected F1 of the map was (0\.\d\d) and is (0\.\d\d)", verdict)
+    for model, expected in zip(("calibrated", "a"), promised.groups(), strict=True):
+        made = run_in(place, "hill/rgb.tif", "--model", tmp_path / model, "--out", tmp_path / "a.gpkg", "--json")
+        assert json.loads(made.stdout)["expected_f1"] == pytest.approx(float(expected), abs=0.03)
+        (tmp_path / "a.gpkg").unlink()
 
 
 def test_where_the_model_finds_nothing_no_round_is_tried(place, tmp_path, monkeypatch):

@@ -12,12 +12,13 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from l4s_geo.calibration import Calibration
 from l4s_geo.expectation import BINS, Counts, count, expected_f1
 from l4s_geo.raster import row_windows
 from l4s_geo.scene import open_scene
 from l4s_geo.tiling import PATCH, Tiling, pad
 from l4s_geo.train.targets import grid_of
-from l4s_geo.train.teacher import Given, Teacher, normalizer_of
+from l4s_geo.train.teacher import NO_CALIBRATION, Given, Teacher, normalizer_of
 
 Floats = NDArray[np.float32]
 
@@ -79,18 +80,22 @@ class Limits:
     steady: float = 0.8
 
 
-def histogram(answers: Sequence[Path], given: Sequence[Given] = ()) -> Counts:
+def histogram(
+    answers: Sequence[Path], given: Sequence[Given] = (), calibration: Calibration = NO_CALIBRATION
+) -> Counts:
     """Seen pixels of all targets by probability.
 
     Args:
         answers: Of the targets.
         given: By target, a reader of labels; then only pixels that are given as landslide are counted.
+        calibration: Makes probabilities of the answers.
     """
     counts = np.zeros(BINS, np.int64)
     for path, labels in zip_longest(answers, given):
         with rasterio.open(path) as file:
             for window in row_windows(grid_of(path)):
-                counts += count(file.read(1, window=window), None if labels is None else labels(window) == 1)
+                prob = calibration.apply(file.read(1, window=window))
+                counts += count(prob, None if labels is None else labels(window) == 1)
     return counts
 
 

@@ -11,17 +11,20 @@ OUT                         the model of the best round, and report.html
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from l4s_geo.adapt.guard import Limits, nothing_to_learn
+from l4s_geo.adapt.guard import Limits, histogram, nothing_to_learn
 from l4s_geo.adapt.labels import check_on_targets, read_labels
 from l4s_geo.adapt.method import load
 from l4s_geo.adapt.options import AdaptOptions, claimed
 from l4s_geo.adapt.report import PAGE, Report, RoundEntry, TargetFiles, write_report
 from l4s_geo.adapt.rounds import Run, entry_from, entry_of, figures, first, learn
+from l4s_geo.calibration import Calibration
 from l4s_geo.errors import InputError
+from l4s_geo.expectation import expected_f1
 from l4s_geo.models import registry
 from l4s_geo.models.card import CARD, Card
 from l4s_geo.outputs import writing
@@ -181,7 +184,20 @@ def _verdict(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...],
         said.append(f"Round {kept} is kept; the one after it was not safe: {'; '.join(rounds[-1].faults)}.")
     else:
         said.append(f"Round {kept} is kept; all rounds were safe.")
-    return " ".join(said)
+    return " ".join([*said, *_expected(run, kept, best)])
+
+
+def _expected(run: Run, kept: int, best: Card) -> Iterator[str]:
+    """What the models expect of their maps, where probabilities are calibrated."""
+    after = _calibration(run, kept)
+    if not after:
+        return
+    before = expected_f1(histogram(run.before(), calibration=run.calibration))
+    if kept == 0 and best.normalization == run.card.normalization:
+        yield f"It expects an F1 of {before:.2f} of its map."
+        return
+    now = expected_f1(histogram(run.answers(kept), calibration=Calibration.from_dict(after)))
+    yield f"The expected F1 of the map was {before:.2f} and is {now:.2f} (a guess, no measurement)."
 
 
 def _report(run: Run, rounds: tuple[RoundEntry, ...], tried: dict[str, float], card: Card, verdict: str) -> Report:

@@ -18,8 +18,8 @@ SIGNS = {
     "confidence": ("confidence", "Mean probability of the pixels that are mapped."),
     "expected_f1": (
         "expected F1",
-        "The best F1 that the map could have if the probabilities were true. It is no measurement: a model may be "
-        "sure and wrong.",
+        "The best F1 that the map could have if what the model says were true. It is no measurement: a model may be "
+        "sure and wrong. The starting model is taken at its word here, before its calibration, if it has one.",
     ),
     "agreement": (
         "agreement",
