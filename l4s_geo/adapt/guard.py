@@ -18,7 +18,7 @@ from l4s_geo.raster import row_windows
 from l4s_geo.scene import open_scene
 from l4s_geo.tiling import PATCH, Tiling, pad
 from l4s_geo.train.targets import grid_of
-from l4s_geo.train.teacher import NO_CALIBRATION, Given, Teacher, normalizer_of
+from l4s_geo.train.teacher import Given, Teacher, normalizer_of
 
 Floats = NDArray[np.float32]
 
@@ -27,6 +27,9 @@ PATCHES = 48
 
 #: The other light: contrast, and shift in scales of the region.
 VIEWS = ((0.8, 0.0), (1.25, 0.0), (1.0, -0.15), (1.0, 0.15))
+
+
+TAKEN_AT_THEIR_WORD = Calibration()
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Limits:
 
 
 def histogram(
-    answers: Sequence[Path], given: Sequence[Given] = (), calibration: Calibration = NO_CALIBRATION
+    answers: Sequence[Path], given: Sequence[Given] = (), calibration: Calibration = TAKEN_AT_THEIR_WORD
 ) -> Counts:
     """Seen pixels of all targets by probability.
 

@@ -148,18 +148,17 @@ def _finish(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...], 
 
 
 def _calibration(run: Run, kept: int) -> dict[str, Any]:
-    """Of the model of a round: networks that have learnt probabilities say probabilities.
+    """Of the model of a round; there is no truth to fit one to.
 
-    The line of the starting model no longer fits networks that have learnt, and there is no truth to fit another to.
-    What they learnt from was either calibrated by that line, so that they are taken at their word, or was not, so that
-    nothing is known.
+    Networks that have learnt from their own answers, doubts included, are no longer as sure as when the line of the
+    starting model was fitted, and are taken at their word, which is nearer to the truth than that line
+    (docs/adapt.md). Networks that have learnt hard labels are as sure as these.
     """
-    given = run.given_card
-    if kept == 0 or not given.calibration:
-        return given.calibration
+    if kept == 0:
+        return run.given_card.calibration
     if not all(isinstance(r.select, Soft) for r in run.method.recipe.rounds):
         return {}
-    return {"method": "platt", "slope": 1.0, "intercept": 0.0, "split": f"learnt from {given.name}, not fitted"}
+    return {"method": "platt", "slope": 1.0, "intercept": 0.0, "split": "not fitted: it has learnt its own doubts"}
 
 
 def _finished(options: AdaptOptions) -> Adapted:
@@ -188,16 +187,17 @@ def _verdict(run: Run, rounds: tuple[RoundEntry, ...], reasons: tuple[str, ...],
 
 
 def _expected(run: Run, kept: int, best: Card) -> Iterator[str]:
-    """What the models expect of their maps, where probabilities are calibrated."""
-    after = _calibration(run, kept)
-    if not after:
+    """What the models expect of their maps, where their probabilities are worth it."""
+    calibration = _calibration(run, kept)
+    if not calibration:
+        return
+    now = expected_f1(histogram(run.answers(kept), calibration=Calibration.from_dict(calibration)))
+    if kept == 0 and best.normalization == run.card.normalization:
+        yield f"It expects an F1 of {now:.2f} of its map."
         return
     before = expected_f1(histogram(run.before(), calibration=run.calibration))
-    if kept == 0 and best.normalization == run.card.normalization:
-        yield f"It expects an F1 of {before:.2f} of its map."
-        return
-    now = expected_f1(histogram(run.answers(kept), calibration=Calibration.from_dict(after)))
-    yield f"The expected F1 of the map was {before:.2f} and is {now:.2f} (a guess, no measurement)."
+    was = f"was {before:.2f} and " if run.given_card.calibration else ""
+    yield f"The expected F1 of the map {was}is {now:.2f} (a guess, no measurement)."
 
 
 def _report(run: Run, rounds: tuple[RoundEntry, ...], tried: dict[str, float], card: Card, verdict: str) -> Report:

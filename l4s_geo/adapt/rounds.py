@@ -29,7 +29,7 @@ from l4s_geo.models.registry import Model
 from l4s_geo.normalize import Normalizer
 from l4s_geo.outputs import writing
 from l4s_geo.progress import Progress
-from l4s_geo.train.pseudo import Certain, Soft
+from l4s_geo.train.pseudo import Certain
 from l4s_geo.train.recipe import Round
 from l4s_geo.train.rounds import PSEUDO, TARGET_DOMAIN
 from l4s_geo.train.run import TrainOptions
@@ -275,10 +275,7 @@ def _select(run: Run, number: int, how: Round, part: TrainOptions) -> Selected:
     if isinstance(how.select, Certain):
         said = run.answers(knows, "doubts")
         _look(run, _teacher(run, knows, card, how), said)
-    # Networks that are taught calibrated probabilities are calibrated; hard labels are chosen as their methods say
-    calibration = run.calibration if knows == 0 and isinstance(how.select, Soft) else Calibration()
-    threshold = float(calibration.apply(card.thresholds["balanced"]))
-    selected = select(run.targets, run.images, said, out, how.select, threshold, run.given(), calibration)
+    selected = select(run.targets, run.images, said, out, how.select, card.thresholds["balanced"], run.given())
     if run.labels:
         for target in run.targets:
             write_focus(run.labels, out / target.name, out / f"{target.name}{FOCUS}")

@@ -16,7 +16,6 @@ from rasterio.windows import Window
 from torch import nn
 from torch.nn import functional as F
 
-from l4s_geo.calibration import Calibration
 from l4s_geo.data.crops import seed_of
 from l4s_geo.data.ondisk import LABELS
 from l4s_geo.data.patches import UNKNOWN
@@ -42,9 +41,6 @@ ANSWER, LAYERS = "answer.tif", ("probability", "uncertainty")
 
 #: Patches overlap by a quarter: labels need not be as smooth as a map, and every round looks at the whole scene.
 STRIDE = PATCH * 3 // 4
-
-#: Networks taken at their word.
-NO_CALIBRATION = Calibration()
 
 #: Written last into a folder of pseudo-labels: pixels by target and class.
 SELECTED = "selected.json"
@@ -236,7 +232,6 @@ def select(
     how: Selection,
     threshold: float,
     given: Sequence[Given] = (),
-    calibration: Calibration = NO_CALIBRATION,
 ) -> Selected:
     """Make labelled scenes of targets, from what networks said about them.
 
@@ -250,7 +245,6 @@ def select(
         how: Which pixels get a label.
         threshold: Probability from which on a pixel is landslide.
         given: By target, true labels of a window (255: not labelled), which win; none if there are none.
-        calibration: Makes of the answers what labels are made of.
 
     Returns:
         Pixels by target and class.
@@ -263,24 +257,18 @@ def select(
         with rasterio.open(path) as raster:
             for window in row_windows(grid_of(path)):
                 prob, uncertainty = raster.read(window=window)
-                how.count(doubts, calibration.apply(prob), uncertainty, threshold)
+                how.count(doubts, prob, uncertainty, threshold)
     found: Selected = {}
     for target, image, path, true in zip_longest(targets, images, answers, given):
         link(image, out / target.name)
-        found[target.name] = _choose(path, out / target.name, how, threshold, doubts, true, calibration)
+        found[target.name] = _choose(path, out / target.name, how, threshold, doubts, true)
     with writing(out):
         (out / SELECTED).write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
 def _choose(
-    answer: Path,
-    folder: Path,
-    how: Selection,
-    threshold: float,
-    doubts: Doubts,
-    given: Given | None,
-    calibration: Calibration,
+    answer: Path, folder: Path, how: Selection, threshold: float, doubts: Doubts, given: Given | None
 ) -> dict[str, int]:
     """Second pass: labels of a target, and how many there are."""
     counts = np.zeros(UNKNOWN + 1, np.int64)
@@ -292,7 +280,7 @@ def _choose(
             labels.update_tags(SOURCE=f"pseudo-labels: {how}")
             for window in row_windows(grid):
                 prob, uncertainty = answers.read(window=window)
-                found = how.labels(doubts, calibration.apply(prob), uncertainty, threshold)
+                found = how.labels(doubts, prob, uncertainty, threshold)
                 seen = ~np.isnan(prob)
                 if given is not None:
                     true = given(window)
