@@ -32,6 +32,9 @@ _REACH, _STEP = 16.0, 0.05
 #: Middles of these steps.
 _CENTRES = np.arange(-_REACH + _STEP / 2, _REACH, _STEP)
 
+#: On a card, the method of networks that are taken at their word, as they have learnt their own answers, doubts included.
+SELF_TRAINING = "self-training"
+
 #: A flatter line says that the networks do not know landslides from the rest.
 MIN_SLOPE = 0.05
 
@@ -79,16 +82,16 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From a card's ``calibration``; an empty one changes nothing.
+        """From a card's ``calibration``; an empty one changes nothing, and neither does one by self-training.
 
         Raises:
             ValueError: It is of another kind or out of range.
         """
-        if not values:
+        if not values or values.get("method") == SELF_TRAINING:
             return cls()
         found = cls(float(values.get("slope", "nan")), float(values.get("intercept", "nan")))
         if values.get("method") != "platt" or not (isfinite(found.slope + found.intercept) and found.slope > 0):
-            raise ValueError("calibration needs the method platt, a slope above 0 and an intercept")
+            raise ValueError(f"calibration needs the method platt or {SELF_TRAINING}, a slope above 0, an intercept")
         return found
 
 

@@ -438,13 +438,15 @@ def test_a_model_that_has_learnt_its_doubts_is_taken_at_its_word(place, tmp_path
     for name in "ab":
         card = Card.load(tmp_path / name)
         assert Calibration.from_dict(card.calibration) == Calibration()
-        assert card.calibration["split"].startswith("not fitted")
+        assert card.calibration == {"method": "self-training"}
     was, now = re.search(r"expected F1 of the map was (0\.\d\d) and is (0\.\d\d)", verdicts["a"]).groups()
     assert f"expected F1 of the map is {now}" in verdicts["b"]  # nobody knows what the plain model is worth
     for model, expected in (("calibrated", was), ("a", now)):
-        made = run_in(place, "hill/rgb.tif", "--model", tmp_path / model, "--out", tmp_path / "a.gpkg", "--json")
+        out = ("--out", tmp_path / f"{model}.gpkg", "--report", tmp_path / f"{model}.html")
+        made = run_in(place, "hill/rgb.tif", "--model", tmp_path / model, *out, "--json")
         assert json.loads(made.stdout)["expected_f1"] == pytest.approx(float(expected), abs=0.03)
-        (tmp_path / "a.gpkg").unlink()
+        learnt = "learnt its own doubts" in (tmp_path / f"{model}.html").read_text()
+        assert learnt is (model == "a")
 
 
 def test_where_the_model_finds_nothing_no_round_is_tried(place, tmp_path, monkeypatch):

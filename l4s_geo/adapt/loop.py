@@ -22,7 +22,7 @@ from l4s_geo.adapt.method import load
 from l4s_geo.adapt.options import AdaptOptions, claimed
 from l4s_geo.adapt.report import PAGE, Report, RoundEntry, TargetFiles, write_report
 from l4s_geo.adapt.rounds import Run, entry_from, entry_of, figures, first, learn
-from l4s_geo.calibration import Calibration
+from l4s_geo.calibration import SELF_TRAINING, Calibration
 from l4s_geo.errors import InputError
 from l4s_geo.expectation import expected_f1
 from l4s_geo.models import registry
@@ -158,7 +158,7 @@ def _calibration(run: Run, kept: int) -> dict[str, Any]:
         return run.given_card.calibration
     if not all(isinstance(r.select, Soft) for r in run.method.recipe.rounds):
         return {}
-    return {"method": "platt", "slope": 1.0, "intercept": 0.0, "split": "not fitted: it has learnt its own doubts"}
+    return {"method": SELF_TRAINING}
 
 
 def _finished(options: AdaptOptions) -> Adapted:

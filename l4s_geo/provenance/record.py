@@ -72,7 +72,7 @@ def models_used(models: Iterable[Model]) -> list[dict[str, Any]]:
 
 
 def calibrated(models: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the probabilities of models, as ``models_used`` has them, were fitted to labels."""
+    """Whether what models say, as ``models_used`` has them, was fitted to labels or learnt with its doubts."""
     return bool(models) and all(model.get("calibration") for model in models)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from l4s_geo.calibration import SELF_TRAINING
 from l4s_geo.provenance.record import calibrated
 from l4s_geo.report.landslides import AGREED, Landslides
 from l4s_geo.report.origin import Origin
@@ -30,6 +31,10 @@ _OPINION = (
     "landslide."
 )
 _CALIBRATED = "Calibrated: on data that the model was checked with, about 8 in 10 pixels with 0.8 are landslide."
+_LEARNT = (
+    "The opinion of a model that was fitted to scenes without labels, and has learnt its own doubts: it is less sure "
+    "of itself than models are by nature, but nobody has checked it."
+)
 _EXPECTED = (
     "What the probabilities promise: the F1 of the best threshold, if of all pixels with 0.8 really 8 "
     "in 10 were landslide, and so on. A guess that needs no reference data: on 24 scenes it was 0.08 off on average, "
@@ -45,7 +50,8 @@ def rules(origin: Origin) -> dict[str, str]:
     """What the figures of a map mean, by their names."""
     if not calibrated(origin.models):
         return _RULES | {"Probability": _OPINION + _ELSEWHERE}
-    return _RULES | {"Probability": _CALIBRATED + _ELSEWHERE, "Expected F1": _EXPECTED}
+    learnt = any(m["calibration"]["method"] == SELF_TRAINING for m in origin.models)
+    return _RULES | {"Probability": (_LEARNT if learnt else _CALIBRATED) + _ELSEWHERE, "Expected F1": _EXPECTED}
 
 
 def warnings(summary: Mapping[str, Any], landslides: Landslides) -> list[str]:
