@@ -32,7 +32,7 @@ _REACH, _STEP = 16.0, 0.05
 #: Middles of these steps.
 _CENTRES = np.arange(-_REACH + _STEP / 2, _REACH, _STEP)
 
-#: On a card, the method of networks that are taken at their word, as they have learnt their own answers, doubts included.
+#: On a card, the method of networks that are taken at their word: they have learnt their own answers, doubts included.
 SELF_TRAINING = "self-training"
 
 #: A flatter line says that the networks do not know landslides from the rest.
