@@ -63,12 +63,15 @@ class Case:
 #: Lines of the methods that the ablations change.
 CANDIDATES = 'normalizations = ["scene", "centre", "model"]'
 SHARE = "share = 1.0"
+NOT_PASTED = {"paste_share = 0.5": "paste_share = 0"}
 
 CASES = {
     **{name: Case(name) for name in ("auto", "progressive", "mc-dropout", "top-confidence")},
     **{f"{name} + source": Case(name, source=True) for name in ("auto", "progressive", "mc-dropout", "top-confidence")},
     "auto + 20 polygons": Case(polygons=20),
     "auto + source + 20 polygons": Case(source=True, polygons=20),
+    "auto + 20 polygons, not pasted": Case(polygons=20, changes=NOT_PASTED),
+    "auto + source, not pasted": Case(source=True, changes=NOT_PASTED),
     **{f"auto, {n} rounds": Case(more={"rounds": n}) for n in (1, 3, 12)},
     "auto + 20 polygons, 12 rounds": Case(polygons=20, more={"rounds": 12}),
     "auto, one round of 300 steps": Case(more={"rounds": 1, "steps": 300}),

@@ -50,7 +50,7 @@ def rules(origin: Origin) -> dict[str, str]:
     """What the figures of a map mean, by their names."""
     if not calibrated(origin.models):
         return _RULES | {"Probability": _OPINION + _ELSEWHERE}
-    learnt = any(m["calibration"]["method"] == SELF_TRAINING for m in origin.models)
+    learnt = any(m["calibration"].get("method") == SELF_TRAINING for m in origin.models)
     return _RULES | {"Probability": (_LEARNT if learnt else _CALIBRATED) + _ELSEWHERE, "Expected F1": _EXPECTED}
 
 
