@@ -28,7 +28,7 @@ PATCHES = 48
 #: The other light: contrast, and shift in scales of the region.
 VIEWS = ((0.8, 0.0), (1.25, 0.0), (1.0, -0.15), (1.0, 0.15))
 
-
+#: Changes nothing.
 TAKEN_AT_THEIR_WORD = Calibration()
 
 
@@ -41,8 +41,8 @@ class Signs:
         pixels: Their number.
         entropy: Mean of the pixels' binary entropy, bits.
         confidence: Mean probability of the mapped pixels; 0 where there are none.
-        expected_f1: Best F1 over all thresholds if the probabilities were true; 0 without landslides. Networks that
-            learnt from their own answers are not calibrated, so this is a sign, not a figure.
+        expected_f1: Best F1 over all thresholds if the probabilities were true; 0 without landslides. All networks
+            are taken at their word, calibrated or not, so this is a sign, not a figure.
         agreement: Dice coefficient of the mapped pixels with those of the starting model; 1 if both map nothing.
         consistency: Soft Dice coefficient of the probabilities with those under other light.
         known: Share of the pixels of given landslides that is mapped; None where none were given.

@@ -195,7 +195,7 @@ def _expected(run: Run, kept: int, best: Card) -> Iterator[str]:
     if kept == 0 and best.normalization == run.card.normalization:
         yield f"It expects an F1 of {now:.2f} of its map."
         return
-    before = expected_f1(histogram(run.before(), calibration=run.calibration))
+    before = expected_f1(histogram(run.before(), calibration=Calibration.from_dict(run.given_card.calibration)))
     was = f"was {before:.2f} and " if run.given_card.calibration else ""
     yield f"The expected F1 of the map {was}is {now:.2f} (a guess, no measurement)."
 

@@ -19,7 +19,6 @@ from l4s_geo.adapt.method import Method
 from l4s_geo.adapt.options import AdaptOptions
 from l4s_geo.adapt.report import RoundEntry
 from l4s_geo.adapt.thresholds import by_preset
-from l4s_geo.calibration import Calibration
 from l4s_geo.data.crops import Area, seed_of
 from l4s_geo.data.ondisk import open_area
 from l4s_geo.evaluation.evaluate import evaluate
@@ -90,11 +89,6 @@ class Run:
     def card(self) -> Card:
         """Of the starting model with its networks taken at their word, as signs and maps of the rounds take them."""
         return self.given_card.uncalibrated()
-
-    @property
-    def calibration(self) -> Calibration:
-        """What makes probabilities of what the starting model says."""
-        return Calibration.from_dict(self.given_card.calibration)
 
     def folder(self, number: int) -> Path:
         """Model directory of a round."""
