@@ -236,6 +236,6 @@ def nothing_to_learn(start: Signs, limits: Limits) -> Iterator[str]:
     if start.pixels < limits.pixels:
         yield f"it maps {start.pixels} pixels of landslide, fewer than the {limits.pixels} that there must be"
     if start.expected_f1 < limits.expected_f1:
-        yield f"it is not sure of what it maps (expected F1 {start.expected_f1:.2f})"
+        yield f"it is not sure of what it maps (expected F1 {start.expected_f1:.2f}, not calibrated)"
     if start.consistency < limits.steady:
         yield f"under other light only {start.consistency:.0%} of what it maps stays"
