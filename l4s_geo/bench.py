@@ -36,6 +36,9 @@ from l4s_geo.tiling import PATCH, Tiling
 #: Side of the piece that synthetic scenes are made of, and of the tiles of their file, in pixels.
 PIECE = 512
 
+#: Of synthetic scenes; not 0, which is the slope of flat ground.
+NODATA = 65535
+
 #: Patches of a bare run at most; its rate does not depend on more.
 SAMPLE = 2048
 
@@ -188,11 +191,11 @@ def write_large(path: Path, width: int, height: int, progress: Progress) -> Path
         OutputError: There is no space.
     """
     piece = make_scene(PIECE, PIECE, seed=1)
-    image = np.where(piece.valid, piece.image, 0).clip(0, 65535).astype(np.uint16)
+    image = np.where(piece.valid, piece.image.clip(0, NODATA - 1), NODATA).astype(np.uint16)
     image = np.concatenate([image, image[:, :, ::-1]], axis=2)
     row = np.tile(image, (1, 1, width // (2 * PIECE) + 1))[:, :, :width]
     progress.start(f"making a scene of {width} x {height} pixels", height)
-    kind = {"dtype": "uint16", "nodata": 0, "crs": piece.crs, "transform": piece.transform}
+    kind = {"dtype": "uint16", "nodata": NODATA, "crs": piece.crs, "transform": piece.transform}
     layout = {"tiled": True, "blockxsize": PIECE, "blockysize": PIECE, "compress": "deflate", "zlevel": 1}
     more = {"count": len(image), "width": width, "height": height, "bigtiff": "if_safer", "num_threads": "all_cpus"}
     with writing(path), rasterio.open(path, "w", driver="GTiff", **kind, **layout, **more) as file:

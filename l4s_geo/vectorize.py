@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import geopandas as gpd
@@ -17,13 +18,15 @@ from rasterio.windows import Window
 from l4s_geo.before.scene import Comparison
 from l4s_geo.expectation import BINS, Counts, count, expected_f1
 from l4s_geo.polygons import Block, Old, scene_polygons
-from l4s_geo.raster import STRIP, Layered, row_windows
+from l4s_geo.raster import Layered, row_windows
 from l4s_geo.scene import Grid, Scene
+from l4s_geo.scene.bands import TERRAIN_BANDS
 from l4s_geo.scene.terrain import aspect_degrees
+from l4s_geo.scene.warp import clip
 from l4s_geo.threads import prefetched
 
-#: Pixels of a strip at most: the terrain of a strip takes a hundred bytes a pixel while it is made.
-STRIP_PIXELS = 1 << 19
+#: Columns of a piece of a strip whose terrain is read, a multiple of the tiles that rasters are warped and stored in.
+PIECE = 512
 
 #: Bands of a probability raster.
 LAYERS = ("probability", "agreement", "uncertainty")
@@ -95,7 +98,7 @@ def vectorize(
     """
     grid, pixels = raster.grid, np.zeros(BINS, np.int64)
     found = scene_polygons(
-        prefetched(_blocks(raster, scene, compared, pixels), depth=1),
+        prefetched(_blocks(raster, scene, compared, pixels, threshold), depth=1),
         transform=grid.transform,
         crs=grid.crs,
         threshold=threshold,
@@ -131,29 +134,44 @@ def _reproject(layer: gpd.GeoDataFrame, grid: Grid, crs: CRS) -> gpd.GeoDataFram
     return moved
 
 
-def _blocks(raster: Layered, scene: Scene | None, compared: Comparison | None, pixels: Counts) -> Iterator[Block]:
+def _blocks(
+    raster: Layered, scene: Scene | None, compared: Comparison | None, pixels: Counts, threshold: float
+) -> Iterator[Block]:
     """Strips from top to bottom; ``pixels`` are counted meanwhile."""
-    rows = max(16, min(STRIP, STRIP_PIXELS // raster.grid.width))
-    for window in row_windows(raster.grid, rows):
+    for window in row_windows(raster.grid):
         p, agreement, uncertainty = (raster.read(window, layer) for layer in LAYERS)
         pixels += count(p)
-        terrain = {} if scene is None else _terrain(scene, window)
+        terrain = {} if scene is None else _terrain(scene, window, p >= threshold)
         now, before = (None, None) if compared is None else compared.contrasts(window)
         yield Block(int(window.row_off), p, agreement, uncertainty, **terrain, now=now, before=before)
 
 
-def _terrain(scene: Scene, window: Window) -> dict[str, NDArray[np.float32]]:
-    """Elevation, slope and aspect of a strip, NaN where unknown; a row more on each side for the aspect."""
-    bands = [b for b in ("dem", "slope") if b in scene.bands]
-    if not bands:
-        return {}
-    top = max(0, int(window.row_off) - 1)
-    bottom = min(scene.grid.height, int(window.row_off + window.height) + 1)
-    outer = Window(0, top, scene.grid.width, bottom - top)
-    x, valid = scene.read(outer, bands)
-    layers = dict(zip(bands, np.where(valid, x, np.float32(np.nan)), strict=True))
-    if "dem" in layers:
-        layers["aspect"] = aspect_degrees(x[0], valid, scene.grid.part(outer))
-    first = int(window.row_off) - top
-    inner = np.s_[first : first + int(window.height)]
-    return {name: layer[inner] for name, layer in layers.items()}
+def _terrain(scene: Scene, window: Window, landslide: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
+    """Elevation, slope and aspect of the pieces of a strip that hold landslides; NaN elsewhere and where unknown."""
+    bands = [b for b in TERRAIN_BANDS if b in scene.bands]
+    names = [*bands, "aspect"] if "dem" in bands else bands
+    layers = np.full((len(names), *landslide.shape), np.nan, np.float32)
+    lefts = range(0, scene.grid.width, PIECE) if names else ()
+    for hit, pieces in groupby(lefts, key=lambda left: bool(landslide[:, left : left + PIECE].any())):
+        if hit:  # pieces side by side are read at once, so that GDAL decodes several tiles at a time
+            columns = [*pieces]
+            part = np.s_[..., columns[0] : columns[-1] + PIECE]
+            wanted = landslide[part]
+            layers[part] = _terrain_piece(scene, Window(columns[0], window.row_off, *wanted.shape[::-1]), names, wanted)
+    return dict(zip(names, layers, strict=True))
+
+
+def _terrain_piece(
+    scene: Scene, window: Window, names: Sequence[str], landslide: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Terrain (names, h, w), the aspect last and of landslides only; for it a pixel more on each side is read."""
+    outer = clip(window, scene.grid, 1)
+    top, left = int(window.row_off - outer.row_off), int(window.col_off - outer.col_off)
+    inner = np.s_[..., top : top + int(window.height), left : left + int(window.width)]
+    x, valid = scene.read_terrain(outer)
+    layers = [*np.where(valid, x, np.float32(np.nan))]
+    if "aspect" in names:
+        where = np.zeros_like(valid)
+        where[inner] = landslide
+        layers.append(aspect_degrees(x[-1], valid, scene.grid.part(outer), where))
+    return np.stack(layers)[inner]

@@ -104,11 +104,24 @@ class Scene:
         missing = [b for b in wanted if b not in self.bands]
         if missing:
             raise InputError(f"{self.source} has no {', '.join(missing)}; its bands are {', '.join(self.bands)}.")
+        return self._read(window, wanted, self._layers)
+
+    def read_terrain(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Those of ``slope`` and ``dem`` that are there, as ``read`` gives them, but valid where these are valid.
+
+        Nothing else is read, and under clouds the ground is known.
+        """
+        bands = [b for b in TERRAIN_BANDS if b in self.bands]
+        return self._read(window, bands, [layer for layer in self._layers if {*layer.names} & {*bands}])
+
+    def _read(
+        self, window: Window, wanted: Sequence[str], layers: Iterable[Layer | ClearSky | Cloudless]
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         self._check(window)
         h, w = int(window.height), int(window.width)
         image = np.zeros((len(wanted), h, w), np.float32)
         valid = np.ones((h, w), bool)
-        for layer in self._layers:
+        for layer in layers:
             pixels, seen = layer.read(window)
             valid &= seen
             for name, band in zip(layer.names, pixels, strict=True):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from types import EllipsisType
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,54 +33,55 @@ def slope_degrees(dem: NDArray[np.float32], valid: NDArray[np.bool_], grid: Grid
     return slope
 
 
-def aspect_degrees(dem: NDArray[np.float32], valid: NDArray[np.bool_], grid: Grid) -> NDArray[np.float32]:
+def aspect_degrees(
+    dem: NDArray[np.float32], valid: NDArray[np.bool_], grid: Grid, where: NDArray[np.bool_]
+) -> NDArray[np.float32]:
     """Direction that the slope faces, with the gradient of ``slope_degrees``.
 
     Args:
         dem: (h, w) elevation, metres.
         valid: (h, w) where ``dem`` is known.
         grid: Of ``dem``.
+        where: (h, w) where it is wanted.
 
     Returns:
-        (h, w) degrees clockwise from the grid's north, NaN where flat or not known.
+        (h, w) degrees clockwise from the grid's north, NaN where flat, not known or not wanted.
     """
-    east, north = _gradient(dem, valid, grid)
-    facing = np.degrees(np.arctan2(-east, -north)) % 360
-    aspect: NDArray[np.float32] = np.where(valid & (np.hypot(east, north) > 0), facing, np.nan).astype(np.float32)
+    east, north = _gradient(dem, valid, grid, where)
+    aspect = np.full(dem.shape, np.nan, np.float32)
+    aspect[where] = np.where(np.hypot(east, north) > 0, np.degrees(np.arctan2(-east, -north)) % 360, np.nan)
     return aspect
 
 
 def _gradient(
-    dem: NDArray[np.float32], valid: NDArray[np.bool_], grid: Grid
+    dem: NDArray[np.float32], valid: NDArray[np.bool_], grid: Grid, where: NDArray[np.bool_] | EllipsisType = ...
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Rise per metre to the east and to the north, each (h, w)."""
-    centre = np.where(valid, dem, np.nan).astype(np.float64)
-    padded = np.pad(centre, 1, constant_values=np.nan)
+    """Rise per metre to the east and to the north, at all or some of the pixels, NaN where ``dem`` is not known."""
+    h, w = dem.shape
+    padded = np.pad(np.where(valid, dem, np.nan).astype(np.float64), 1, constant_values=np.nan)
 
+    def stored(row: int, col: int) -> NDArray[np.float64]:
+        """The neighbour so many rows and columns away."""
+        there: NDArray[np.float64] = padded[1 + row : 1 + row + h, 1 + col : 1 + col + w][where]
+        return there
+
+    @cache
     def at(row: int, col: int) -> NDArray[np.float64]:
-        """The neighbour so many rows and columns away, continued where missing."""
-        h, w = centre.shape
-        there = padded[1 + row : 1 + row + h, 1 + col : 1 + col + w]
+        """Likewise, continued where missing."""
+        there, centre = stored(row, col), stored(0, 0)
         if row and col:
             return np.where(np.isnan(there), at(row, 0) + at(0, col) - centre, there)
-        opposite = padded[1 - row : 1 - row + h, 1 - col : 1 - col + w]
+        opposite = stored(-row, -col)
         continued = np.where(np.isnan(opposite), centre, 2 * centre - opposite)
         return np.where(np.isnan(there), continued, there)
 
     per_col = at(-1, 1) + 2 * at(0, 1) + at(1, 1) - at(-1, -1) - 2 * at(0, -1) - at(1, -1)
     per_row = at(1, -1) + 2 * at(1, 0) + at(1, 1) - at(-1, -1) - 2 * at(-1, 0) - at(-1, 1)
-    return _per_metre(per_col / 8, per_row / 8, grid)
-
-
-def _per_metre(
-    per_col: NDArray[np.float64], per_row: NDArray[np.float64], grid: Grid
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Gradient along the axes of the CRS per metre, from that along columns and rows per pixel."""
+    # along the axes of the CRS per metre, from that along columns and rows per pixel
     to_pixel = ~grid.transform
-    east, north = metres_per_unit(grid)
-    per_x = per_col * to_pixel.a + per_row * to_pixel.d
-    per_y = per_col * to_pixel.b + per_row * to_pixel.e
-    return per_x / east, per_y / north
+    east, north = (np.broadcast_to(metres, (h, w))[where] for metres in metres_per_unit(grid))
+    per_x, per_y = per_col * to_pixel.a + per_row * to_pixel.d, per_col * to_pixel.b + per_row * to_pixel.e
+    return per_x / (8 * east), per_y / (8 * north)
 
 
 def metres_per_unit(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
