@@ -169,6 +169,38 @@ def l4s_baseline() -> Normalizer:
 #: Normalizers with fixed numbers, by name.
 NAMED = {"l4s": l4s_contract, "l4s-baseline": l4s_baseline}
 
+#: Ways to standardize that need the scene's own statistics, as ``l4s_geo.settings.normalizer_for`` explains them.
+OF_THE_SCENE = ("scene", "blend", "centre")
+
+#: Way of ``blend`` from a scene's own statistics to those of the training regions. docs/model.md, "Blended statistics".
+SHARE = 0.2
+
+
+def blend(own: Normalizer, training: Normalizer) -> Normalizer:
+    """A scene's mean and spread, moved by ``SHARE`` towards those of the training regions.
+
+    The mean and the spread of a scene say as much about how much forest, rock or field it holds as about light and
+    air. Shrinking an estimate of one group towards that of all groups lowers its error (James and Stein 1961).
+
+    Args:
+        own: Statistics of the scene.
+        training: Of the training regions; at least the bands of ``own``.
+
+    Raises:
+        InputError: A band is missing in ``training``.
+    """
+    training = training.select(own.bands)
+
+    def between(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
+        return tuple(round(m + SHARE * (t - m), 3) for m, t in zip(mine, theirs, strict=True))
+
+    return replace(
+        own,
+        center=between(own.center, training.center),
+        scale=between(own.scale, training.scale),
+        source=f"{own.source}, {SHARE:.0%} of the way to {training.source}",
+    )
+
 
 class RobustStats:
     """Streaming quantiles per band, by histogram: memory does not depend on how many pixels pass.

@@ -12,7 +12,7 @@ from l4s_geo.calibration import Calibration, Calibrations
 from l4s_geo.crf import CrfParams
 from l4s_geo.errors import InputError, ModelError
 from l4s_geo.models.card import Card
-from l4s_geo.normalize import NAMED, Normalizer
+from l4s_geo.normalize import NAMED, Normalizer, blend
 from l4s_geo.tiling import PATCH
 
 
@@ -230,8 +230,9 @@ def normalizer_for(name: str | None, card: Card, own: Callable[[], Normalizer]) 
     """The normalizer that ``--normalize`` (or else the card) names.
 
     Args:
-        name: ``scene`` (its own mean and spread), ``model`` (those of the training regions), ``centre`` (its own mean,
-            the spread of the training regions), a name in ``l4s_geo.normalize.NAMED``, or a JSON file.
+        name: ``scene`` (its own mean and spread), ``model`` (those of the training regions), ``blend`` (its own, moved
+            a bit towards those), ``centre`` (its own mean, the spread of the training regions), a name in
+            ``l4s_geo.normalize.NAMED``, or a JSON file.
         card: Of the model.
         own: Gives the scene's own statistics of the card's bands; called where they are needed.
 
@@ -243,6 +244,8 @@ def normalizer_for(name: str | None, card: Card, own: Callable[[], Normalizer]) 
         return own()
     if name == "model":
         found = Normalizer.from_dict(card.statistics)
+    elif name == "blend":
+        found = blend(own(), Normalizer.from_dict(card.statistics))
     elif name == "centre":
         found = own()
         spread = Normalizer.from_dict(card.statistics).select(found.bands)

@@ -48,8 +48,8 @@ class PatchOptions:
         threshold: Probability from which on a pixel is landslide.
         preset: Name in ``l4s_geo.settings.PRESETS``; only its threshold counts here.
         tta: Average over the symmetries of a patch.
-        normalize: ``folder`` (all patches are one domain), ``model``, a name in ``l4s_geo.normalize.NAMED``, or a file;
-            None: as the model was trained.
+        normalize: ``folder`` (all patches are one domain), ``blend``, ``model``, a name in
+            ``l4s_geo.normalize.NAMED``, or a file; None: as the card says.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``.
         dtype: ``auto``, ``fp32``, ``bf16``, ``fp16``.
         batch_size: Patches per forward pass.

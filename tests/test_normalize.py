@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_geo.errors import InputError
-from l4s_geo.normalize import NAMED, Normalizer, RobustStats, fit
+from l4s_geo.normalize import NAMED, Normalizer, RobustStats, blend, fit
 
 from .conftest import DATA
 
@@ -71,6 +71,18 @@ def test_missing_band_and_empty_scene_are_refused():
         Normalizer(("B4",), (1.0,), (1.0,)).select(["B8"])
     with pytest.raises(InputError, match="No valid pixel"):
         RobustStats(("B4",)).normalizer()
+
+
+def test_blended_statistics_lie_a_fifth_of_the_way_to_the_training_regions():
+    own = Normalizer(("B4", "B3"), (400.0, 600.0), (100.0, 50.0), "asinh", "scene hill", 7)
+    training = Normalizer(("B2", "B3", "B4"), (1.0, 650.0, 500.0), (1.0, 100.0, 50.0), "none", "training regions", 9)
+    found = blend(own, training)
+    assert (found.center, found.scale) == ((420.0, 610.0), (90.0, 60.0))
+    assert (found.bands, found.compression, found.pixels) == (own.bands, own.compression, own.pixels)
+    assert found.source == "scene hill, 20% of the way to training regions"
+    assert blend(own, own).center == own.center
+    with pytest.raises(InputError, match="B3"):
+        blend(own, Normalizer(("B4",), (1.0,), (1.0,)))
 
 
 def test_l4s_contract_on_original_patches():

@@ -18,6 +18,7 @@ from l4s_geo.data.patches import UNKNOWN
 from l4s_geo.data.synth_l4s import write_synthetic
 from l4s_geo.errors import InputError, ModelError
 from l4s_geo.models import registry, zoo
+from l4s_geo.models.card import Card
 from l4s_geo.progress import Silent
 from l4s_geo.train import recipe as recipes
 from l4s_geo.train.augment import Augmentation, augment, geometry, paste, resharpen
@@ -409,3 +410,11 @@ def test_joined_models_average_and_get_thresholds_and_a_crf_of_their_own(scene, 
     assert 0 < card.crf["f1_with"] <= 1
     with pytest.raises(ModelError, match="same name"):
         join(names[:1] * 2, data, tmp_path / "twice", "twice")
+    for way in ("blend", "centre", "model"):  # tuned on what the networks see in a map
+        for folder in (tmp_path / "a", tmp_path / "b"):
+            part = Card.load(folder)
+            far = {**part.statistics, "center": [9000.0] * 3, "scale": [5.0] * 3}
+            replace(part, normalization=way, statistics=far).save(folder)
+        other = join(names, data, tmp_path / way, way)
+        assert (other.normalization, other.statistics["center"]) == (way, [9000.0] * 3)
+        assert other.metrics != card.metrics

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from l4s_geo.errors import InputError
+from l4s_geo.normalize import OF_THE_SCENE
 from l4s_geo.train import recipe as recipes
 from l4s_geo.train.recipe import Recipe
 from l4s_geo.train.tables import fill, one_of
@@ -13,7 +14,7 @@ from l4s_geo.train.tables import fill, one_of
 METHODS = Path(__file__).parent / "methods"
 
 #: What ``normalizations`` may name.
-CANDIDATES = ("scene", "centre", "model")
+CANDIDATES = (*OF_THE_SCENE, "model")
 
 
 @dataclass(frozen=True)

@@ -140,9 +140,10 @@ def map_options(command: F) -> F:
     for option in (
         click.option(
             "--normalize",
-            metavar="scene|centre|model|FILE",
-            help="Band statistics: of this scene, its mean with the spread of the model's training data (centre), of "
-            "the training data alone, or from a file of `check --stats`; as the model's card says if not given.",
+            metavar="scene|blend|centre|model|FILE",
+            help="Band statistics: of this scene, the same moved a bit towards the model's training data (blend), this "
+            "scene's mean with the spread of the training data (centre), of the training data alone (model), or from "
+            "a file of `check --stats`; as the model's card says if not given.",
         ),
         click.option("--crf/--no-crf", default=None, help="Refine outlines along the image's edges."),
         click.option("--tta/--no-tta", default=None, help="Average over flips and rotations of every patch."),

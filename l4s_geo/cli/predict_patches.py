@@ -43,9 +43,9 @@ from l4s_geo.cli.options import FILE, SHARE, device_options, emit, report_option
 @click.option("--tta/--no-tta", default=None, help="Average over flips and rotations of every patch.")
 @click.option(
     "--normalize",
-    metavar="folder|model|FILE",
-    help="Band statistics: of all patches together, of the model's training data, or from a file of `check --stats`; "
-    "as the model was trained if not given.",
+    metavar="folder|blend|model|FILE",
+    help="Band statistics: of all patches together, the same moved a bit towards the model's training data (blend), of "
+    "the training data alone (model), or from a file of `check --stats`; as the model's card says if not given.",
 )
 @device_options
 @click.option("--overwrite", is_flag=True, help="Replace an archive that exists.")

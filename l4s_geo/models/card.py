@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from l4s_geo.calibration import Calibration
 from l4s_geo.errors import InputError, ModelError, reason
-from l4s_geo.normalize import NAMED
+from l4s_geo.normalize import NAMED, OF_THE_SCENE
 from l4s_geo.paths import check_input
 
 CARD = "card.json"
@@ -59,8 +59,7 @@ class Card:
         thresholds: Calibrated probability at or above which a pixel is landslide: ``balanced`` (best F1), ``recall``
             (best F2) and ``precision`` (best F0.5), tuned on ``threshold_split``.
         threshold_split: What the thresholds were tuned on.
-        normalization: Where the statistics come from: each ``scene``, its ``centre`` and the spread of the model's
-            training data, the ``model``'s training data, or a name in ``l4s_geo.normalize.NAMED``.
+        normalization: Where the statistics come from: as in ``l4s_geo.settings.normalizer_for``, but no file.
         crf: Parameters of the dense CRF and whether it is on by default.
         training: Data, holdouts, settings.
         metrics: Measured figures; each names its split.
@@ -140,7 +139,7 @@ class Card:
             yield "it needs the names of bands"
         if self.compression not in ("none", "asinh"):
             yield f"unknown compression {self.compression!r}"
-        if self.normalization not in ("scene", "centre", "model", *NAMED):
+        if self.normalization not in (*OF_THE_SCENE, "model", *NAMED):
             yield f"unknown normalization {self.normalization!r}"
         for name, value in (("resolution_m", self.resolution_m), *(("scale", n.scale) for n in self.networks)):
             if not (math.isfinite(value) and value > 0):

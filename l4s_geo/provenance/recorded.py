@@ -14,7 +14,7 @@ from l4s_geo.deliverables import Outputs
 from l4s_geo.errors import InputError, reason
 from l4s_geo.models import registry
 from l4s_geo.models.card import CARD
-from l4s_geo.normalize import NAMED
+from l4s_geo.normalize import NAMED, OF_THE_SCENE
 from l4s_geo.paths import is_remote
 from l4s_geo.provenance.record import FORMAT
 from l4s_geo.settings import MapOptions
@@ -35,8 +35,7 @@ PARTS = {
 #: Options that say where results go and how the run is done: a record does not have them.
 QUIET = {f.name for f in fields(Outputs)} | {"resume", "overwrite", "workers"}
 
-#: Of ``--normalize``: those that depend on the scene, and all that are no file.
-OF_THE_SCENE = ("scene", "centre")
+#: What ``--normalize`` may name that is no file.
 NOT_A_FILE = (*OF_THE_SCENE, "model", *NAMED)
 
 

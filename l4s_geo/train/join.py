@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from l4s_geo.data.crops import Area
 from l4s_geo.ensemble import Ensemble, choose_device, choose_dtype
 from l4s_geo.errors import ModelError
 from l4s_geo.models import registry
 from l4s_geo.models.card import Card
 from l4s_geo.settings import agree
 from l4s_geo.tiling import PATCH
-from l4s_geo.train.split import DataOptions, load_split
+from l4s_geo.train.calibrate import areas_of
+from l4s_geo.train.split import DataOptions
 from l4s_geo.train.tune_crf import tune_crf
 from l4s_geo.train.validate import tune
 
@@ -40,7 +40,7 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
     networks = [registry.load_network(m, n) for m, n in pairs]
-    validation = _validation(data, card) if data.validate else []
+    validation = areas_of(data, card) if data.validate else []
     tuned = tune(networks, validation, device, dtype, PATCH)
     ensemble = Ensemble(networks, device, dtype)
     crf = tune_crf(ensemble, validation, tuned.thresholds["balanced"], PATCH, PATCH // 2)
@@ -60,17 +60,3 @@ def join(names: Sequence[str], data: DataOptions, out: Path, name: str) -> Card:
     ).calibrated(tuned.calibration(data.validate))
     joined.save(out)
     return joined
-
-
-def _validation(data: DataOptions, card: Card) -> list[Area]:
-    """The blocks to tune on, as the networks want to see them."""
-    wanted = replace(
-        data,
-        synthetic=0,
-        synthetic_landslides=0,
-        bands=card.bands,
-        compression=card.compression,
-        normalization=card.normalization,
-        resolution=card.resolution_m,
-    )
-    return load_split(wanted, 0).validation
