@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import torch
 from rasterio.transform import from_origin
 
@@ -95,6 +96,15 @@ def test_held_out_rows_are_never_seen(scene):
 def test_bad_blocks_are_refused(scene, block):
     with pytest.raises(InputError):
         load_split(DataOptions((str(scene),), holdout=(block,)), seed=0)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[: len(whole) // 2], lambda whole: b"no raster"])
+def test_damaged_labels_are_refused(scene, damage):
+    labels = scene / "labels.tif"
+    rasterio.shutil.copy(labels, scene / "cog.tif", driver="COG")  # its directory comes first, and is all there
+    labels.write_bytes(damage((scene / "cog.tif").read_bytes()))
+    with pytest.raises(InputError, match=r"labels\.tif cannot be read .* complete"):
+        load_area(str(scene), BANDS, compression="asinh", resolution=10.0)
 
 
 def test_a_folder_without_labels_is_refused(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
+from rasterio.errors import RasterioError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
@@ -20,7 +21,7 @@ from l4s_geo.data.l4s import COUNTS, number_of
 from l4s_geo.data.mosaic import Place, place
 from l4s_geo.data.patches import UNKNOWN, Item, Patches
 from l4s_geo.data.synthetic import NEGATIVE_THEMES, make_scene
-from l4s_geo.errors import InputError
+from l4s_geo.errors import InputError, reason
 from l4s_geo.normalize import Compression, Normalizer, RobustStats
 from l4s_geo.scene import Grid, open_scene
 from l4s_geo.tiling import PATCH
@@ -216,19 +217,15 @@ def _labelled_paths(folder: Path) -> tuple[Path, Path]:
 
 
 def _read_truth(path: Path, grid: Grid) -> NDArray[np.uint8]:
-    with (
-        rasterio.open(path) as src,
-        WarpedVRT(
-            src,
-            crs=grid.crs,
-            transform=grid.transform,
-            width=grid.width,
-            height=grid.height,
-            resampling=Resampling.nearest,
-            nodata=UNKNOWN,
-        ) as vrt,
-    ):
-        found: NDArray[np.uint8] = vrt.read(1)
+    shape = {"crs": grid.crs, "transform": grid.transform, "width": grid.width, "height": grid.height}
+    try:
+        with (
+            rasterio.open(path) as src,
+            WarpedVRT(src, **shape, resampling=Resampling.nearest, nodata=UNKNOWN) as vrt,
+        ):
+            found: NDArray[np.uint8] = vrt.read(1)
+    except RasterioError as e:
+        raise InputError(f"The labels {path} cannot be read ({reason(e)}). Is the file complete, and a raster?") from e
     return found
 
 
