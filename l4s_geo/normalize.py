@@ -172,8 +172,8 @@ NAMED = {"l4s": l4s_contract, "l4s-baseline": l4s_baseline}
 #: Ways to standardize that need the scene's own statistics, as ``l4s_geo.settings.normalizer_for`` explains them.
 OF_THE_SCENE = ("scene", "blend", "centre")
 
-#: Way of ``blend`` from a scene's own statistics to those of the training regions. docs/model.md, "Blended statistics".
-SHARE = 0.2
+#: Way of ``blend`` from a scene's own statistics to those of the training regions: docs/model.md, "Blended statistics".
+SHARE = 0.15
 
 
 def blend(own: Normalizer, training: Normalizer) -> Normalizer:
