@@ -519,8 +519,8 @@ def test_statistics_of_the_scene_and_of_the_model_are_mixed(place, tmp_path, way
         "centre": replace(own, scale=scale),
         "blend": replace(
             own,
-            center=tuple(0.85 * c + 0.15 * center for c in own.center),
-            scale=tuple(0.85 * s + 0.15 * t for s, t in zip(own.scale, scale, strict=True)),
+            center=tuple(round(0.85 * c + 0.15 * center, 3) for c in own.center),
+            scale=tuple(round(0.85 * s + 0.15 * t, 3) for s, t in zip(own.scale, scale, strict=True)),
         ),
     }
     by_hand[way].save(tmp_path / "hand.json")
