@@ -175,9 +175,12 @@ OF_THE_SCENE = ("scene", "blend", "centre")
 #: Way of ``blend`` from a scene's own statistics to those of the training regions: docs/model.md, "Blended statistics".
 SHARE = 0.15
 
+#: All that ``--normalize`` and cards may name.
+WAYS = (*OF_THE_SCENE, "model", *NAMED)
 
-def blend(own: Normalizer, training: Normalizer) -> Normalizer:
-    """A scene's mean and spread, moved by ``SHARE`` towards those of the training regions.
+
+def blend(own: Normalizer, training: Normalizer, share: float = SHARE) -> Normalizer:
+    """A scene's mean and spread, moved towards those of the training regions.
 
     The mean and the spread of a scene say as much about how much forest, rock or field it holds as about light and
     air. Shrinking an estimate of one group towards that of all groups lowers its error (James and Stein 1961).
@@ -185,6 +188,7 @@ def blend(own: Normalizer, training: Normalizer) -> Normalizer:
     Args:
         own: Statistics of the scene.
         training: Of the training regions; at least the bands of ``own``.
+        share: Of the way; 0 gives ``own``, 1 ``training``.
 
     Raises:
         InputError: A band is missing in ``training``.
@@ -192,13 +196,13 @@ def blend(own: Normalizer, training: Normalizer) -> Normalizer:
     training = training.select(own.bands)
 
     def between(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
-        return tuple(round(m + SHARE * (t - m), 3) for m, t in zip(mine, theirs, strict=True))
+        return tuple(round(m + share * (t - m), 3) for m, t in zip(mine, theirs, strict=True))
 
     return replace(
         own,
         center=between(own.center, training.center),
         scale=between(own.scale, training.scale),
-        source=f"{own.source}, {SHARE:.0%} of the way to {training.source}",
+        source=f"{own.source}, {share:.0%} of the way to {training.source}",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from l4s_geo.calibration import Calibration
 from l4s_geo.errors import InputError, ModelError, reason
-from l4s_geo.normalize import NAMED, OF_THE_SCENE
+from l4s_geo.normalize import WAYS
 from l4s_geo.paths import check_input
 
 CARD = "card.json"
@@ -139,7 +139,7 @@ class Card:
             yield "it needs the names of bands"
         if self.compression not in ("none", "asinh"):
             yield f"unknown compression {self.compression!r}"
-        if self.normalization not in (*OF_THE_SCENE, "model", *NAMED):
+        if self.normalization not in WAYS:
             yield f"unknown normalization {self.normalization!r}"
         for name, value in (("resolution_m", self.resolution_m), *(("scale", n.scale) for n in self.networks)):
             if not (math.isfinite(value) and value > 0):

@@ -14,7 +14,7 @@ from l4s_geo.deliverables import Outputs
 from l4s_geo.errors import InputError, reason
 from l4s_geo.models import registry
 from l4s_geo.models.card import CARD
-from l4s_geo.normalize import NAMED, OF_THE_SCENE
+from l4s_geo.normalize import OF_THE_SCENE, WAYS
 from l4s_geo.paths import is_remote
 from l4s_geo.provenance.record import FORMAT
 from l4s_geo.settings import MapOptions
@@ -34,9 +34,6 @@ PARTS = {
 
 #: Options that say where results go and how the run is done: a record does not have them.
 QUIET = {f.name for f in fields(Outputs)} | {"resume", "overwrite", "workers"}
-
-#: What ``--normalize`` may name that is no file.
-NOT_A_FILE = (*OF_THE_SCENE, "model", *NAMED)
 
 
 @dataclass(frozen=True)
@@ -143,7 +140,7 @@ def _options(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     if odd:
         raise InputError(f"{path} is damaged: its option {odd[0]} is {json.dumps(options[odd[0]])[:60]}.")
     places = {*content["inputs"], "models", "normalize"} & {*options}
-    for name in places - ({"normalize"} if options.get("normalize") in NOT_A_FILE else set()):
+    for name in places - ({"normalize"} if options.get("normalize") in WAYS else set()):
         words = [_located(path, content, str(word)) for word in words_of(options[name])]
         options[name] = words if isinstance(options[name], list) else words[0]
     if "bands" in options:
